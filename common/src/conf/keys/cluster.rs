@@ -1,0 +1,75 @@
+//! Keys of a cluster: etcd, the ring, the mount table. A mount with its embedded worker needs none of them.
+
+use crate::conf::key::Decl;
+use crate::conf::{Scope, Size, conf_choice, keys};
+use std::path::PathBuf;
+
+conf_choice! {
+    /// How many virtual nodes a worker has in the ring.
+    RingProvider {
+        /// The same number for each.
+        Default = "DEFAULT",
+        /// In proportion to capacity.
+        Capacity = "CAPACITY",
+    }
+}
+
+keys! { Scope::All;
+    /// The name of the cluster.
+    CLUSTER_NAME: String = Decl::named("alluxio.cluster.name").default("DefaultAlluxioCluster").reserved();
+
+    /// The addresses of etcd.
+    ETCD_ENDPOINTS: Vec<String> = Decl::named("alluxio.etcd.endpoints").default("").reserved();
+
+    /// The user of etcd.
+    ETCD_USERNAME: Option<String> = Decl::named("alluxio.etcd.username").reserved();
+
+    /// The password of that user.
+    ETCD_PASSWORD: Option<String> = Decl::named("alluxio.etcd.password").secret().reserved();
+
+    /// Whether etcd is reached by TLS.
+    ETCD_TLS_ENABLED: bool = Decl::named("alluxio.etcd.tls.enabled").default("false").reserved();
+
+    /// The certificates (PEM) that are trusted for etcd.
+    ETCD_TLS_CA_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.ca.cert").reserved();
+
+    /// The certificate shown to etcd.
+    ETCD_TLS_CLIENT_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.cert").reserved();
+
+    /// The file with the key of that certificate.
+    ETCD_TLS_CLIENT_KEY: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.key").reserved();
+
+    /// The mount table: ETCD, or the path of a file.
+    MOUNT_TABLE_SOURCE: String = Decl::named("alluxio.mount.table.source").default("ETCD").reserved();
+
+    /// Whether only live workers are in the ring (true) or all registered ones.
+    DYNAMIC_RING_ENABLED: bool =
+        Decl::named("alluxio.user.dynamic.consistent.hash.ring.enabled").default("true").reserved();
+
+    /// The number of virtual nodes of each worker in the ring.
+    RING_VIRTUAL_NODES: u64 =
+        Decl::named("alluxio.user.worker.selection.policy.consistent.hash.virtual.node.count.per.worker")
+            .default("2000").range(1, 100_000).unit("nodes").reserved();
+
+    /// Whether workers have equally many virtual nodes, or as many as their capacity deserves.
+    RING_PROVIDER: RingProvider =
+        Decl::named("alluxio.user.worker.selection.policy.consistent.hash.provider.impl").default("DEFAULT").reserved();
+
+    /// The address that this client counts as its own. Empty: that of this host.
+    USER_HOSTNAME: Option<String> = Decl::named("alluxio.user.hostname").reserved();
+
+    /// Whether the under storage is read directly when no worker answers.
+    UFS_FALLBACK_ENABLED: bool = Decl::named("alluxio.dora.client.ufs.fallback.enabled").default("true").reserved();
+
+    /// On how many workers a file is kept.
+    REPLICATION_MIN: u64 = Decl::named("alluxio.user.file.replication.min").default("1").range(1, 100).unit("workers").reserved();
+
+    /// Whether huge files are divided into segments that are placed separately.
+    SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false").reserved();
+
+    /// The size of such a segment.
+    SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40).reserved();
+
+    /// Whether a worker on the same host is read through its files.
+    SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true").reserved();
+}
