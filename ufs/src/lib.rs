@@ -1,5 +1,13 @@
 //! Under storages: where the data lives. Directories natively, S3 with a client of our own, the rest through OpenDAL.
 
+mod deadline;
+pub mod environment;
+pub mod open;
+pub mod options;
+mod posix;
 pub mod storage;
 
+pub use environment::Environment;
+pub use open::open;
+pub use options::{S3Options, Secret, UfsOptions};
 pub use storage::{Head, ReadSink, UnderStorage};

@@ -1,0 +1,22 @@
+//! From a URI to the under storage that it names.
+
+use crate::{options::UfsOptions, posix::Posix, storage::UnderStorage};
+use common::{Error, ErrorKind, Result, UfsUri};
+use std::sync::Arc;
+
+/// The under storage at `uri`. Nothing is asked of a network yet: [`UnderStorage::probe`] does that.
+/// Fails with one line that says what is wrong with the URI or the options, and how to mend it.
+pub fn open(uri: &UfsUri, options: &UfsOptions) -> Result<Arc<dyn UnderStorage>> {
+    match uri.scheme() {
+        "file" => Ok(Arc::new(Posix::open(uri, options)?)),
+        scheme => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{uri}: unknown scheme {scheme}; these work: {}", schemes().join(", ")),
+        )),
+    }
+}
+
+/// The schemes that this build knows.
+pub fn schemes() -> Vec<&'static str> {
+    vec!["file"]
+}
