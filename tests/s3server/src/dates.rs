@@ -35,7 +35,8 @@ pub(crate) fn parse_basic(text: &str) -> Option<SystemTime> {
     };
     let (year, month, day) = (number(0, 4)?, number(4, 6)?, number(6, 8)?);
     let (hour, minute, second) = (number(9, 11)?, number(11, 13)?, number(13, 15)?);
-    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60
+    {
         return None;
     }
     Some(UNIX_EPOCH + Duration::from_secs(days(year, month, day) * DAY + hour * 3600 + minute * 60 + second))

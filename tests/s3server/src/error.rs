@@ -59,7 +59,6 @@ codes! {
     PermanentRedirect = 301,
     PreconditionFailed = 412,
     RequestTimeTooSkewed = 403,
-    ServiceUnavailable = 503,
     SignatureDoesNotMatch = 403,
     SlowDown = 503,
     TemporaryRedirect = 307,

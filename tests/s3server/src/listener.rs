@@ -28,15 +28,26 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn connected(&self) {}
 
     /// Answers one request; dropped when the connection ends before.
-    fn answer(self: Arc<Self>, request: Request<Incoming>, connection: Arc<Connection>) -> impl Future<Output = Response> + Send;
+    fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> impl Future<Output = Response> + Send;
 }
 
 /// What happens to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
+enum State {
     Open,
     Paused,
     Stopped,
+}
+
+/// The state, and how often it was left: a connection ends when a pause happened since, even one that is over already.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    state: State,
+    pauses: u64,
 }
 
 /// Where and how to listen.
@@ -73,7 +84,7 @@ impl Listener {
             socket.listen(1024).with_context(|| format!("cannot listen on {wanted}"))?
         };
         let address = listener.local_addr()?;
-        let (gate, watcher) = watch::channel(Gate::Open);
+        let (gate, watcher) = watch::channel(Gate { state: State::Open, pauses: 0 });
         let permits = Arc::new(Semaphore::new(settings.max_connections.max(1)));
         runtime.spawn(accept(listener, handler, watcher, settings.tls, permits));
         Ok(Listener { address, gate, runtime: Some(runtime) })
@@ -85,19 +96,21 @@ impl Listener {
 
     /// Resets all connections, and new ones as they come.
     pub(crate) fn pause(&self) {
-        self.gate.send_replace(Gate::Paused);
+        self.gate.send_modify(|gate| *gate = Gate { state: State::Paused, pauses: gate.pauses + 1 });
     }
 
     pub(crate) fn resume(&self) {
-        self.gate.send_replace(Gate::Open);
+        self.gate.send_modify(|gate| gate.state = State::Open);
     }
 
     /// Resets all connections, frees the port and ends the threads.
     pub(crate) fn stop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
-        self.gate.send_replace(Gate::Stopped);
+        self.gate.send_modify(|gate| gate.state = State::Stopped);
         // A runtime must not be shut down from inside another one, and tests may well be async: a thread of its own is always allowed to.
-        let ended = std::thread::Builder::new().name("s3server-stop".into()).spawn(move || runtime.shutdown_timeout(Duration::from_secs(10)));
+        let ended = std::thread::Builder::new()
+            .name("s3server-stop".into())
+            .spawn(move || runtime.shutdown_timeout(Duration::from_secs(10)));
         if let Ok(thread) = ended {
             let _ = thread.join();
         }
@@ -121,10 +134,10 @@ async fn accept<H: Handler>(
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = gate.wait_for(|gate| *gate == Gate::Stopped) => return,
+            _ = gate.wait_for(|gate| gate.state == State::Stopped) => return,
         };
         match accepted {
-            Ok((stream, _)) if *gate.borrow() != Gate::Open => {
+            Ok((stream, _)) if gate.borrow().state != State::Open => {
                 let _ = stream.set_zero_linger();
             }
             Ok((stream, _)) => {
@@ -148,6 +161,7 @@ async fn serve<H: Handler>(
     _permit: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
+    let pauses = gate.borrow().pauses;
     let transport = match tls {
         None => Transport::Plain(stream),
         Some(acceptor) => match tokio::time::timeout(Duration::from_secs(30), acceptor.accept(stream)).await {
@@ -180,7 +194,7 @@ async fn serve<H: Handler>(
             return;
         }
         () = connection.aborted() => {}
-        _ = gate.wait_for(|gate| *gate != Gate::Open) => {}
+        _ = gate.wait_for(|gate| gate.state != State::Open || gate.pauses != pauses) => {}
     }
     // `serving` still owns the socket, so the descriptor is the connection's.
     reset_on_close(descriptor);

@@ -56,13 +56,38 @@ impl Operation {
     ];
 
     /// The operation of a request. `has` tells whether the query or, for names that begin with `x-`, the headers contain a name.
-    pub(crate) fn of(method: &http::Method, bucket: bool, key: bool, has: impl Fn(&str) -> bool, list_v2: bool) -> Self {
+    pub(crate) fn of(
+        method: &http::Method,
+        bucket: bool,
+        key: bool,
+        has: impl Fn(&str) -> bool,
+        list_v2: bool,
+    ) -> Self {
         use Operation::*;
         // Sub-resources that are not served must not be taken for the object or listing they belong to.
         const OTHERS: [&str; 22] = [
-            "acl", "accelerate", "analytics", "attributes", "cors", "encryption", "inventory", "legal-hold", "lifecycle", "logging", "metrics",
-            "notification", "object-lock", "ownershipControls", "policy", "publicAccessBlock", "replication", "requestPayment", "retention",
-            "tagging", "versioning", "website",
+            "acl",
+            "accelerate",
+            "analytics",
+            "attributes",
+            "cors",
+            "encryption",
+            "inventory",
+            "legal-hold",
+            "lifecycle",
+            "logging",
+            "metrics",
+            "notification",
+            "object-lock",
+            "ownershipControls",
+            "policy",
+            "publicAccessBlock",
+            "replication",
+            "requestPayment",
+            "retention",
+            "tagging",
+            "versioning",
+            "website",
         ];
         if OTHERS.iter().any(|name| has(name)) || has("versions") {
             return Unknown;

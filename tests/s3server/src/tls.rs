@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -51,8 +53,9 @@ pub fn test_ca() -> anyhow::Result<TestCa> {
 
 /// The acceptor for a certificate.
 pub(crate) fn acceptor(pem: &TlsPem) -> anyhow::Result<TlsAcceptor> {
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(pem.cert.as_bytes()).collect::<Result<_, _>>().context("TLS certificate is not PEM")?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.cert.as_bytes())
+        .collect::<Result<_, _>>()
+        .context("TLS certificate is not PEM")?;
     let key = PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).context("TLS key is not PEM")?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?

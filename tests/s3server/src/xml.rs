@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn reads_prefixes_comments_cdata_and_empty_elements() {
-        let root = parse("<?xml version='1.0'?><!-- x --><s:A q=\"1\"><B/><C ><![CDATA[<&]]></C></s:A>\n").expect("well formed");
+        let root = parse("<?xml version='1.0'?><!-- x --><s:A q=\"1\"><B/><C ><![CDATA[<&]]></C></s:A>\n")
+            .expect("well formed");
         assert_eq!(root.name, "A");
         assert_eq!(root.child_text("B"), Some(""));
         assert_eq!(root.child_text("C"), Some("<&"));
@@ -189,7 +190,20 @@ mod tests {
     #[test]
     fn refuses_what_is_not_well_formed() {
         let deep = "<a>".repeat(100);
-        for wrong in ["", "text", "<a>", "<a></b>", "</a>", "<a>&nope;</a>", "<a/><b/>", "<a>&#xD800;</a>", deep.as_str(), "<", "<>", "<a></a>x"] {
+        for wrong in [
+            "",
+            "text",
+            "<a>",
+            "<a></b>",
+            "</a>",
+            "<a>&nope;</a>",
+            "<a/><b/>",
+            "<a>&#xD800;</a>",
+            deep.as_str(),
+            "<",
+            "<>",
+            "<a></a>x",
+        ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }
