@@ -1,0 +1,9 @@
+//! The server over real sockets.
+
+mod api;
+mod credentials;
+mod faults;
+mod raw;
+mod rclone;
+mod speed;
+mod tls;
