@@ -165,7 +165,7 @@ fn copies_and_uploads_in_parts() {
 
         let answer = client.ask("POST", "/data/parts?uploads", &[("x-amz-meta-p", "q")], b"");
         let id = answer.elements("UploadId").pop().expect("an id");
-        assert_eq!(client.get("/data?uploads").elements("UploadId"), [id.clone()]);
+        assert_eq!(client.get("/data?uploads").elements("UploadId"), [id.as_str()]);
         let part = |number: u32| format!("/data/parts?partNumber={number}&uploadId={id}");
         let first = client.ask(
             "PUT",
