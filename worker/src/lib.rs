@@ -1,1 +1,22 @@
-//! Room `worker`.
+//! The worker that serves metadata and cached data of an under storage; here the one embedded in a client's process.
+//!
+//! - [`EmbeddedWorker`] implements [`common::worker::Worker`] over an under storage and a [`source::PageSource`];
+//! - [`cache`]: what is known of paths, by age; the private modules decide what to ask together and ahead.
+
+pub mod cache;
+pub mod clock;
+mod embedded;
+mod flight;
+mod heads;
+mod lister;
+pub mod options;
+mod parents;
+pub mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod walk;
+
+pub use clock::Clock;
+pub use embedded::{EmbeddedWorker, WorkerStats};
+pub use options::WorkerOptions;
+pub use source::{PageSource, Space};

@@ -1,0 +1,108 @@
+//! Who the workers of a cluster are, as etcd has them.
+//!
+//! Two keys for each worker (reference: alluxio-interfaces.md, "Membership in etcd"): a leased one that says that it
+//! lives, and a permanent one that says that it belongs to the cluster. Other clients parse every value below the first
+//! prefix, so nothing else is ever written there.
+//!
+//! Invariants: a view is replaced as a whole, never half; when etcd is away the last view stays; two workers with one
+//! identity are never live at once.
+
+mod entry;
+mod registration;
+mod view;
+
+pub use entry::{WorkerEntry, WorkerNetAddress};
+pub use registration::{Registration, RegistrationOptions};
+pub use view::{Following, MembershipView, WorkerState};
+
+use crate::{etcd::Etcd, ring::WorkerIdentity};
+use common::{Error, ErrorKind, Result};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+
+/// The membership of one cluster.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    etcd: Etcd,
+    live: String,
+    registered: String,
+}
+
+impl Membership {
+    /// That of the cluster with this name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that cannot be part of a key.
+    pub fn new(etcd: Etcd, cluster: &str) -> Result<Self> {
+        if cluster.is_empty() || cluster.contains('/') {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("alluxio.cluster.name={cluster:?}: a name without / is needed"),
+            ));
+        }
+        Ok(Self {
+            etcd,
+            live: format!("/ServiceDiscovery/{cluster}/"),
+            registered: format!("/DHT/{cluster}/AUTHORIZED/"),
+        })
+    }
+
+    /// Asks etcd for the workers of now.
+    pub async fn view(&self) -> Result<MembershipView> {
+        let prefix = || Some(GetOptions::new().with_prefix());
+        let both = Txn::new().and_then([
+            TxnOp::get(self.registered.as_str(), prefix()),
+            TxnOp::get(self.live.as_str(), prefix()),
+        ]);
+        let answer = self.etcd.call("read the workers", async |client| client.txn(both).await).await?;
+        view::of_answer(&answer)
+    }
+
+    /// Follows the membership in the background until the answer is dropped.
+    pub async fn follow(&self) -> Result<Following> {
+        view::follow(self.clone()).await
+    }
+
+    /// Registers a worker and keeps it registered until the answer is shut down.
+    pub async fn register(&self, entry: WorkerEntry, options: RegistrationOptions) -> Result<Registration> {
+        registration::register(self.clone(), entry, options).await
+    }
+
+    /// Ends the registration of a worker that is not live any more.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not registered, `Busy` while it is live.
+    pub async fn remove(&self, identity: WorkerIdentity) -> Result<()> {
+        let (live, registered) = (self.live_key(&identity), self.registered_key(&identity));
+        let remove = Txn::new()
+            .when([
+                Compare::version(live.as_str(), CompareOp::Equal, 0),
+                Compare::version(registered.as_str(), CompareOp::Greater, 0),
+            ])
+            .and_then([TxnOp::delete(registered.as_str(), None)])
+            .or_else([TxnOp::get(live.as_str(), Some(GetOptions::new().with_count_only()))]);
+        let answer = self.etcd.call("remove the worker", async |client| client.txn(remove).await).await?;
+        if answer.succeeded() {
+            return Ok(());
+        }
+        let is_live = answer.op_responses().into_iter().any(|response| match response {
+            etcd_client::TxnOpResponse::Get(live) => live.count() > 0,
+            _ => false,
+        });
+        Err(if is_live {
+            Error::new(
+                ErrorKind::Busy,
+                format!("{identity} is live: stop it first (alluxio process stop worker), then remove it"),
+            )
+        } else {
+            Error::new(ErrorKind::NotFound, format!("{identity} is not registered; alluxio info nodes lists who is"))
+        })
+    }
+
+    fn live_key(&self, identity: &WorkerIdentity) -> String {
+        format!("{}{identity}", self.live)
+    }
+
+    fn registered_key(&self, identity: &WorkerIdentity) -> String {
+        format!("{}{identity}", self.registered)
+    }
+}

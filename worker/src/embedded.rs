@@ -1,0 +1,351 @@
+//! The worker inside this process: metadata from the cache or the storage, data through a [`PageSource`].
+//!
+//! Invariants:
+//! - a directory on this host is never cached: every call asks the operating system;
+//! - the same question is asked once at a time: concurrent callers share the answer, and it is dropped unfinished only
+//!   when all of them have gone;
+//! - what is asked with [`Freshness::Storage`] begins after the call, it never joins an older request;
+//! - the number of metadata requests at the storage is bounded; each ends, since the storage keeps deadlines.
+
+use crate::{
+    cache::{Known, MetadataCache},
+    flight::{Flight, Found},
+    heads::{Heads, KEEP},
+    lister::{Lister, Wanted},
+    options::WorkerOptions,
+    parents::Advice,
+    source::PageSource,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{
+    Attr, Error, ErrorKind, FileKind, Result, StatFs, UfsPath,
+    budget::MemoryBudget,
+    worker::{Freshness, Listing, OpenedFile, Worker},
+};
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{runtime::Handle, sync::Semaphore};
+use ufs::UnderStorage;
+
+type Answer = Result<Arc<Attr>>;
+
+/// What the worker has counted since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Lookups answered from memory.
+    pub metadata_hits: u64,
+    /// Lookups that had to ask the storage or wait for a listing.
+    pub metadata_misses: u64,
+    /// Names known now.
+    pub metadata_entries: u64,
+}
+
+/// Serves one under storage from within this process.
+pub struct EmbeddedWorker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    storage: Arc<dyn UnderStorage>,
+    source: Arc<dyn PageSource>,
+    local: bool,
+    cache: Arc<MetadataCache>,
+    lister: Arc<Lister>,
+    heads: Heads,
+    requests: Arc<Semaphore>,
+    asking: Mutex<HashMap<UfsPath, WeakShared<BoxFuture<'static, Answer>>>>,
+    options: WorkerOptions,
+    handle: Handle,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl EmbeddedWorker {
+    /// A worker over `storage` that opens files through `source`. First bytes kept for an open count in `budget`;
+    /// background listings run on `handle`.
+    pub fn new(
+        storage: Arc<dyn UnderStorage>,
+        source: Arc<dyn PageSource>,
+        budget: Arc<MemoryBudget>,
+        options: WorkerOptions,
+        handle: Handle,
+    ) -> Arc<Self> {
+        let clock = options.clock.clone();
+        let cache = Arc::new(MetadataCache::new(
+            clock.clone(),
+            options.sync_interval,
+            options.negative_ttl,
+            options.metadata_entries,
+        ));
+        let requests = Arc::new(Semaphore::new(options.metadata_requests.max(1)));
+        let lister = Lister::new(storage.clone(), cache.clone(), requests.clone(), &options, handle.clone());
+        let inner = Inner {
+            local: storage.is_local(),
+            storage,
+            source,
+            cache,
+            lister,
+            heads: Heads::new(clock, budget, options.head_total),
+            requests,
+            asking: Mutex::default(),
+            options,
+            handle,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        };
+        Arc::new(Self { inner: Arc::new(inner) })
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> WorkerStats {
+        WorkerStats {
+            metadata_hits: self.inner.hits.load(Ordering::Relaxed),
+            metadata_misses: self.inner.misses.load(Ordering::Relaxed),
+            metadata_entries: self.inner.cache.len() as u64,
+        }
+    }
+
+    /// The under storage.
+    pub fn storage(&self) -> &Arc<dyn UnderStorage> {
+        &self.inner.storage
+    }
+}
+
+impl Inner {
+    fn cached(&self, path: &UfsPath) -> Option<Answer> {
+        let answer = match self.cache.get(path)? {
+            Known::Attr(attr) => Ok(attr),
+            Known::Missing => Err(missing(path)),
+        };
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(answer)
+    }
+
+    /// Asks the storage, together with everybody else who asks for this path now.
+    async fn ask_shared(self: &Arc<Self>, path: &UfsPath) -> Answer {
+        let shared: Shared<BoxFuture<'static, Answer>> = {
+            let mut asking = self.asking.lock();
+            match asking.get(path).and_then(WeakShared::upgrade) {
+                Some(shared) => shared,
+                None => {
+                    // Those that were given up leave a dead entry; they are cleared when the table has grown.
+                    if asking.len() >= 4096 {
+                        asking.retain(|_, shared| shared.upgrade().is_some());
+                    }
+                    let (inner, path) = (self.clone(), path.clone());
+                    let key = path.clone();
+                    let shared = async move {
+                        let answer = inner.look_up(&path).await;
+                        inner.asking.lock().remove(&path);
+                        answer
+                    }
+                    .boxed()
+                    .shared();
+                    if let Some(weak) = shared.downgrade() {
+                        asking.insert(key, weak);
+                    }
+                    shared
+                }
+            }
+        };
+        shared.await
+    }
+
+    /// One lookup that the cache could not answer.
+    async fn look_up(self: &Arc<Self>, path: &UfsPath) -> Answer {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let (Some(dir), Some(name)) = (path.parent(), path.name()) else {
+            return self.ask(path).await;
+        };
+        if !self.lister.answers_lookups() {
+            return self.ask(path).await;
+        }
+        let advice = self.lister.missed(&dir);
+        if advice == Advice::List {
+            // Whoever lists it already, for a reader or another lookup, is joined.
+            let (flight, _) = self.lister.start(&dir, Wanted::ByLookup);
+            if let Some(answer) = self.wait_for(&flight, path, name).await {
+                return answer;
+            }
+            // The flight may have ended with more than it could say itself.
+            if let Some(answer) = self.cached(path) {
+                return answer;
+            }
+            return self.ask(path).await;
+        }
+        if let Some(flight) = self.lister.under_way(&dir)
+            && let Some(answer) = self.wait_for(&flight, path, name).await
+        {
+            return answer;
+        }
+        if advice == Advice::First { self.ask_with_head(path).await } else { self.ask(path).await }
+    }
+
+    /// What a listing under way says of `name`, within the patience of a lookup.
+    async fn wait_for(&self, flight: &Arc<Flight>, path: &UfsPath, name: &[u8]) -> Option<Answer> {
+        match tokio::time::timeout(self.options.listing_patience, flight.find(name)).await {
+            Ok(Found::Entry(entry)) => entry.attr.map(Ok),
+            Ok(Found::Missing) => Some(Err(missing(path))),
+            Ok(Found::Unknown) | Err(_) => None,
+        }
+    }
+
+    async fn ask(&self, path: &UfsPath) -> Answer {
+        let ticket = self.cache.ticket();
+        let answer = {
+            let _permit = self.requests.acquire().await;
+            self.storage.stat(path).await
+        };
+        self.learn(path, answer.map(Arc::new), ticket)
+    }
+
+    async fn ask_with_head(self: &Arc<Self>, path: &UfsPath) -> Answer {
+        if self.options.head_bytes == 0 {
+            return self.ask(path).await;
+        }
+        let ticket = self.cache.ticket();
+        let answer = {
+            let _permit = self.requests.acquire().await;
+            self.storage.stat_and_read(path, self.options.head_bytes).await
+        };
+        let answer = answer.map(|head| {
+            if self.heads.put(path, head.attr.version.clone(), head.bytes) {
+                self.sweep_heads();
+            }
+            Arc::new(head.attr)
+        });
+        self.learn(path, answer, ticket)
+    }
+
+    fn learn(&self, path: &UfsPath, answer: Answer, ticket: crate::cache::Ticket) -> Answer {
+        match &answer {
+            Ok(attr) => self.cache.put(path, Known::Attr(attr.clone()), ticket),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.cache.put(path, Known::Missing, ticket),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    fn sweep_heads(self: &Arc<Self>) {
+        let inner = Arc::downgrade(self);
+        self.handle.spawn(async move {
+            loop {
+                tokio::time::sleep(KEEP).await;
+                match inner.upgrade() {
+                    Some(inner) if inner.heads.sweep() => {}
+                    _ => return,
+                }
+            }
+        });
+    }
+
+    fn open(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<OpenedFile> {
+        match attr.kind {
+            FileKind::File => {
+                let head: Option<Bytes> = self.heads.take(path, &attr.version);
+                Ok(OpenedFile::Paged(self.source.open(path, attr, head)))
+            }
+            FileKind::Directory => Err(Error::new(ErrorKind::IsADirectory, format!("{path} is a directory"))),
+            FileKind::Symlink => Err(Error::new(ErrorKind::TooManyLinks, format!("{path} is a symbolic link"))),
+            _ => Err(Error::new(ErrorKind::Unsupported, format!("{path} is a special file"))),
+        }
+    }
+}
+
+fn missing(path: &UfsPath) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{path}: no such file or directory"))
+}
+
+#[async_trait]
+impl Worker for EmbeddedWorker {
+    fn attr_now(&self, path: &UfsPath) -> Option<Result<Arc<Attr>>> {
+        if self.inner.local {
+            return self.inner.storage.stat_now(path).map(|answer| answer.map(Arc::new));
+        }
+        self.inner.cached(path)
+    }
+
+    async fn attr(&self, path: &UfsPath, freshness: Freshness) -> Result<Arc<Attr>> {
+        if self.inner.local {
+            return match self.inner.storage.stat_now(path) {
+                Some(answer) => answer.map(Arc::new),
+                None => self.inner.storage.stat(path).await.map(Arc::new),
+            };
+        }
+        if freshness == Freshness::Storage {
+            return self.inner.ask(path).await;
+        }
+        match self.inner.cached(path) {
+            Some(answer) => answer,
+            None => self.inner.ask_shared(path).await,
+        }
+    }
+
+    async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
+        if self.inner.local {
+            return self.inner.storage.list(path).await;
+        }
+        self.inner.lister.list(path).await
+    }
+
+    async fn read_link(&self, path: &UfsPath) -> Result<Bytes> {
+        if self.inner.local {
+            return self.inner.storage.read_link(path).await;
+        }
+        let _permit = self.inner.requests.acquire().await;
+        self.inner.storage.read_link(path).await
+    }
+
+    fn open_now(&self, path: &UfsPath) -> Option<Result<OpenedFile>> {
+        if self.inner.local {
+            return self.inner.storage.open_now(path).map(|opened| opened.map(OpenedFile::Local));
+        }
+        match self.inner.cached(path)? {
+            Ok(attr) => Some(self.inner.open(path, attr)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    async fn open(&self, path: &UfsPath, freshness: Freshness) -> Result<OpenedFile> {
+        if self.inner.local
+            && let Some(opened) = self.inner.storage.open_now(path)
+        {
+            return opened.map(OpenedFile::Local);
+        }
+        let attr = self.attr(path, freshness).await?;
+        self.inner.open(path, attr)
+    }
+
+    fn stat_fs(&self) -> StatFs {
+        const BLOCK: u64 = 4096;
+        let space = self.inner.source.space().filter(|_| !self.inner.local);
+        if space.is_none()
+            && let Some(space) = self.inner.storage.stat_fs()
+        {
+            return space;
+        }
+        let (capacity, used, files) = space.map_or((0, 0, 0), |space| (space.capacity, space.used, space.files));
+        let free = capacity.saturating_sub(used) / BLOCK;
+        StatFs {
+            block_size: 4096,
+            blocks: capacity / BLOCK,
+            free,
+            available: free,
+            files,
+            files_free: 0,
+            name_max: 255,
+        }
+    }
+
+    fn forget(&self, path: &UfsPath) {
+        self.inner.cache.forget(path);
+    }
+}

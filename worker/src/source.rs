@@ -1,0 +1,25 @@
+//! Where the worker gets the pages of a file from: the one place that knows the room `store`.
+
+use bytes::Bytes;
+use common::{Attr, UfsPath, worker::PagedFile};
+use std::sync::Arc;
+
+/// Space of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that it may hold.
+    pub capacity: u64,
+    /// Bytes that it holds.
+    pub used: u64,
+    /// Files that it holds pages of.
+    pub files: u64,
+}
+
+/// Opens files by page.
+pub trait PageSource: Send + Sync + 'static {
+    /// The file at `path` in the version of `attr`. Makes no request. `head`: its first bytes, when they are known.
+    fn open(&self, path: &UfsPath, attr: Arc<Attr>, head: Option<Bytes>) -> Arc<dyn PagedFile>;
+
+    /// The space of the cache on disk; none when there is no cache.
+    fn space(&self) -> Option<Space>;
+}
