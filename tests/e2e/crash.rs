@@ -1,0 +1,134 @@
+//! The daemon is killed in the middle of fills: no wrong byte afterwards, the cache is still used, and the dead mount point
+//! is cleaned up by the next mount.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use s3server::{Action, Fault, Operation};
+use tests::{
+    Mounting, Store, content,
+    data::errno,
+    heavy,
+    machine::{MountPoint, mounted},
+    mounts_work, wait_for,
+};
+
+const FILES: u64 = 48;
+const SIZE: u64 = 700_000;
+
+#[test]
+fn killed_during_fills() {
+    if !mounts_work() {
+        return;
+    }
+    let _alone = heavy();
+    let store = Store::start();
+    let family = store.synthetic("set/", FILES, SIZE);
+    let names: Vec<String> =
+        (0..FILES).map(|number| family.key(number).strip_prefix("set/").unwrap().to_owned()).collect();
+    let cache = tempfile::tempdir().unwrap();
+    let place = MountPoint::new();
+    let point = place.path();
+    let mounting = || {
+        store.mount("set").cache(cache.path()).at(&point).options([
+            "alluxio.user.client.cache.page.size=64KiB",
+            "alluxio.user.metadata.sync.interval=1h",
+            "alluxio.user.ufs.deadline=20s",
+        ])
+    };
+    let check = |name: &str, bytes: &[u8]| {
+        assert!(
+            bytes == content(&format!("set/{name}"), 0, SIZE as usize),
+            "{name}: {} bytes, wrong ones",
+            bytes.len()
+        );
+    };
+
+    for round in 0..4u64 {
+        // The dead mount of the round before is still there.
+        assert_eq!(mounted(&point).is_some(), round > 0);
+        let mut mount = mounting().start();
+        for name in names.iter().take(round as usize * 10) {
+            check(name, &std::fs::read(mount.join(name)).unwrap());
+        }
+        let slow = store.fault(Fault::new(Action::Slow(300_000)).on(Operation::GetObject));
+        let dead = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for reader in 0..6 {
+                let (mount, names, dead, check) = (mount.path().to_owned(), &names, &dead, &check);
+                scope.spawn(move || {
+                    for turn in 0.. {
+                        if dead.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let name = &names[(reader * 11 + turn * 5 + round as usize) % names.len()];
+                        // What is read until the end is right; afterwards there are errors only.
+                        if let Ok(bytes) = std::fs::read(mount.join(name)) {
+                            check(name, &bytes);
+                        }
+                    }
+                });
+            }
+            store.reset_counters();
+            let sent = store.body_bytes();
+            let _ = tests::try_for(Duration::from_secs(20), || (store.body_bytes() >= sent + 1_500_000).then_some(()));
+            mount.kill();
+            dead.store(true, Ordering::Relaxed);
+        });
+        store.server().clear_fault(slow);
+        assert_eq!(errno(&std::fs::metadata(&point)), libc::ENOTCONN);
+        // Cleaning up is the next mount's task.
+        mount.abandon();
+    }
+
+    let mount = mounting().start();
+    for name in &names {
+        check(name, &std::fs::read(mount.join(name)).unwrap());
+    }
+    // Pages are stored behind the reader's back: wait until nothing is fetched any more.
+    let dir = cache.path().to_owned();
+    wait_for("everything is stored", || (disk_usage(&dir) >= FILES * SIZE).then_some(()));
+    mount.abandon();
+
+    store.reset_counters();
+    let mount = mounting().start();
+    for name in &names {
+        check(name, &std::fs::read(mount.join(name)).unwrap());
+    }
+    let sent = store.body_bytes();
+    assert!(sent < FILES * SIZE / 2, "the cache outlives the kill: {sent} of {} bytes were sent again", FILES * SIZE);
+    mount.stop();
+}
+
+/// Bytes that the files below a directory occupy.
+fn disk_usage(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let files = walkdir::WalkDir::new(dir).into_iter().filter_map(Result::ok);
+    files
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|found| found.is_file())
+        .map(|found| found.blocks() * 512)
+        .sum()
+}
+
+#[test]
+fn a_dead_mount_is_cleaned_up_by_the_next_one() {
+    if !mounts_work() {
+        return;
+    }
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), b"content").unwrap();
+    let place = MountPoint::new();
+    let point = place.path();
+    let mount = Mounting::of_dir(source.path()).at(&point).start();
+    let open = std::fs::File::open(mount.join("file")).unwrap();
+    mount.abandon();
+    assert_eq!(errno(&std::fs::metadata(&point)), libc::ENOTCONN);
+    let mount = Mounting::of_dir(source.path()).at(&point).start();
+    assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"content");
+    drop(open);
+    mount.stop();
+    assert_eq!(mounted(&point), None);
+}
