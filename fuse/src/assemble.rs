@@ -7,9 +7,15 @@ use crate::{
     adapter::Adapter,
     fs::{Fs, FsOptions},
 };
-use common::{Result, UfsUri, conf::Conf, worker::Worker};
-use std::sync::Arc;
+use common::{Error, Result, UfsUri, conf::Conf, worker::Worker};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::runtime::Runtime;
+
+/// How often the file system looks after what it keeps.
+const TICK: Duration = Duration::from_secs(10);
 
 /// What is to be mounted, and how.
 #[derive(Debug, Clone)]
@@ -47,16 +53,36 @@ pub struct Parts {
     pub options: FsOptions,
 }
 
-/// Builds everything that `plan` asks for and probes the under storage. Blocks; call it outside of asynchronous tasks and
-/// after the process has forked into the background (it starts threads).
-///
-/// # Errors
-/// One line that names the thing and the cause: the storage that does not answer, the directory that is missing, the
-/// cache directory that cannot be used.
-pub fn filesystem(plan: &MountPlan) -> Result<MountedParts>;
-
 /// Builds a file system over parts that exist already.
 ///
 /// # Errors
 /// The runtime's threads could not be started.
-pub fn from_parts(parts: Parts) -> Result<MountedParts>;
+pub fn from_parts(parts: Parts) -> Result<MountedParts> {
+    let runtime = runtime(2)?;
+    let fs = Fs::new(parts.worker, parts.options);
+    mounted(fs, runtime)
+}
+
+fn runtime(threads: usize) -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(64)
+        .thread_name("alluxio-fuse")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("the threads of the daemon", error))
+}
+
+fn mounted(fs: Arc<Fs>, runtime: Runtime) -> Result<MountedParts> {
+    let weak = Arc::downgrade(&fs);
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let Some(fs) = weak.upgrade() else { return };
+            fs.tick(Instant::now());
+        }
+    });
+    let adapter = Adapter::new(fs.clone(), runtime.handle().clone());
+    let threads = fs.options().threads;
+    Ok(MountedParts { adapter, fs, runtime, threads })
+}

@@ -1,0 +1,506 @@
+//! The thin layer between fuser and [`Fs`]: requests in, replies out.
+//!
+//! Each request is first tried without waiting, on the thread that took it. What must wait goes to the runtime with its
+//! reply, and the thread takes the next request.
+//!
+//! Invariants:
+//! - every request is answered exactly once: a reply that is dropped unsent, as by a panic, answers EIO;
+//! - a panic never ends a thread that takes requests: each operation is caught;
+//! - no future polled here blocks for long without yielding, since the first look at it happens on that thread;
+//! - what would write is answered EROFS; extended attributes and SEEK_HOLE ENOSYS, upon which the kernel stops asking.
+//!
+//! That a reply fails to arrive is not seen here (fuser logs it). It does no harm to lookup counts: the kernel waits for the
+//! answer to a request that was taken, even for a process that is being killed, and only the end of the connection, which
+//! ends the inode table too, makes it go unheard.
+
+mod convert;
+mod init;
+mod run;
+mod sink;
+
+use crate::{
+    fs::{Fs, Opened, Opening},
+    passthrough::{Registrar, Token},
+};
+use common::{
+    Error, ErrorKind,
+    metrics::{FuseOp, metrics},
+};
+use convert::{errno, file_attr, negative};
+use fuser::{
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use run::{Timer, caught};
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    io,
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::runtime::Handle;
+
+/// Never reused node ids need no generations.
+const GENERATION: Generation = Generation(0);
+
+/// A file system as fuser serves it.
+pub struct Adapter {
+    fs: Arc<Fs>,
+    runtime: Handle,
+}
+
+impl Adapter {
+    /// Serves `fs`; what must wait runs on `runtime`.
+    pub fn new(fs: Arc<Fs>, runtime: Handle) -> Self {
+        Self { fs, runtime }
+    }
+
+    /// The file system that it serves.
+    pub fn fs(&self) -> &Arc<Fs> {
+        &self.fs
+    }
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").finish_non_exhaustive()
+    }
+}
+
+impl Registrar for ReplyOpen {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Token> {
+        self.open_backing(file).map(|id| Arc::new(id) as Token)
+    }
+}
+
+thread_local! {
+    /// Where a thread that takes requests reads into, before it replies. It grows to the largest request, once.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn reply_entry(fs: &Fs, timer: Timer, found: common::Result<crate::fs::Entry>, reply: ReplyEntry) {
+    let options = fs.options();
+    match found {
+        Ok(entry) => {
+            let attr = file_attr(entry.id, &entry.attr);
+            reply.entry_with_ttls(&options.attr_timeout, &options.entry_timeout, &attr, GENERATION);
+            timer.done();
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound && !options.negative_timeout.is_zero() => {
+            reply.entry_with_ttls(&Duration::ZERO, &options.negative_timeout, &negative(), GENERATION);
+            timer.failed();
+        }
+        Err(error) => {
+            reply.error(errno(&error));
+            timer.failed();
+        }
+    }
+}
+
+fn reply_attr(fs: &Fs, timer: Timer, id: u64, found: common::Result<Arc<common::Attr>>, reply: ReplyAttr) {
+    match found {
+        Ok(attr) => {
+            reply.attr(&fs.options().attr_timeout, &file_attr(id, &attr));
+            timer.done();
+        }
+        Err(error) => {
+            reply.error(errno(&error));
+            timer.failed();
+        }
+    }
+}
+
+fn reply_open(timer: Timer, opened: common::Result<Opened>, reply: ReplyOpen) {
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            reply.error(errno(&error));
+            return timer.failed();
+        }
+    };
+    // Nothing is written, so nothing has to be flushed at each close.
+    let mut flags = FopenFlags::FOPEN_NOFLUSH;
+    match opened.backing.as_ref().map(|backing| backing.token().downcast_ref::<BackingId>()) {
+        Some(Some(id)) => reply.opened_passthrough(FileHandle(opened.handle), flags, id),
+        Some(None) => {
+            // Invariant: tokens are made by this module's registrar alone.
+            reply.error(Errno::EIO);
+            return timer.failed();
+        }
+        None => {
+            if opened.keep_cache {
+                flags |= FopenFlags::FOPEN_KEEP_CACHE;
+            }
+            if opened.direct_io {
+                flags |= FopenFlags::FOPEN_DIRECT_IO;
+            }
+            reply.opened(FileHandle(opened.handle), flags);
+        }
+    }
+    timer.done();
+}
+
+fn reply_data(timer: Timer, data: common::Result<&[u8]>, reply: ReplyData) {
+    match data {
+        Ok(data) => {
+            reply.data(data);
+            timer.done();
+        }
+        Err(error) => {
+            reply.error(errno(&error));
+            timer.failed();
+        }
+    }
+}
+
+fn reply_empty(timer: Timer, done: common::Result<()>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => {
+            reply.ok();
+            timer.done();
+        }
+        Err(error) => {
+            reply.error(errno(&error));
+            timer.failed();
+        }
+    }
+}
+
+/// Answers what would write.
+macro_rules! refuse {
+    ($op:ident, $reply:ident) => {{
+        $reply.error(Errno::EROFS);
+        metrics().fuse_errors.of(FuseOp::$op).inc();
+    }};
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        init::negotiate(&self.fs, config);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.fs.passthrough().clear();
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timer = Timer::start(FuseOp::Lookup);
+        caught(|| match self.fs.lookup_now(parent.0, name.as_bytes()) {
+            Some(found) => reply_entry(&self.fs, timer, found, reply),
+            None => {
+                let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+                self.drive(async move {
+                    let found = fs.lookup(parent.0, &name).await;
+                    reply_entry(&fs, timer, found, reply);
+                });
+            }
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        caught(|| self.fs.forget(ino.0, nlookup));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let timer = Timer::start(FuseOp::GetAttr);
+        caught(|| match self.fs.getattr_now(ino.0) {
+            Some(found) => reply_attr(&self.fs, timer, ino.0, found, reply),
+            None => {
+                let fs = self.fs.clone();
+                self.drive(async move {
+                    let found = fs.getattr(ino.0).await;
+                    reply_attr(&fs, timer, ino.0, found, reply);
+                });
+            }
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let timer = Timer::start(FuseOp::ReadLink);
+        let fs = self.fs.clone();
+        self.drive(async move {
+            let target = fs.read_link(ino.0).await;
+            reply_data(timer, target.as_deref().map_err(Error::clone), reply);
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let timer = Timer::start(FuseOp::Open);
+        caught(|| match self.fs.open_now(ino.0, flags.0, &reply) {
+            Opening::Done(opened) => reply_open(timer, opened, reply),
+            Opening::Later(file) => {
+                let fs = self.fs.clone();
+                self.drive(async move {
+                    let opened = fs.open(ino.0, flags.0, file, &reply).await;
+                    reply_open(timer, opened, reply);
+                });
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let timer = Timer::start(FuseOp::Read);
+        let length = size as usize;
+        caught(|| {
+            BUFFER.with_borrow_mut(|buffer| {
+                if buffer.len() < length {
+                    buffer.resize(length, 0);
+                }
+                match self.fs.read_now(fh.0, offset, &mut buffer[..length]) {
+                    Some(read) => reply_data(timer, read.map(|read| &buffer[..read]), reply),
+                    None => {
+                        let fs = self.fs.clone();
+                        self.drive(async move {
+                            let data = fs.read(fh.0, offset, length).await;
+                            reply_data(timer, data.as_deref().map_err(Error::clone), reply);
+                        });
+                    }
+                }
+            });
+        });
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let timer = Timer::start(FuseOp::Release);
+        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0), reply));
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let timer = Timer::start(FuseOp::OpenDir);
+        caught(|| match self.fs.open_directory(ino.0) {
+            Ok(opened) => {
+                let mut flags = FopenFlags::empty();
+                flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache);
+                flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+                reply.opened(FileHandle(opened.handle), flags);
+                timer.done();
+            }
+            Err(error) => {
+                reply.error(errno(&error));
+                timer.failed();
+            }
+        });
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let timer = Timer::start(FuseOp::ReadDir);
+        self.list(timer, fh.0, offset, sink::Names(reply));
+    }
+
+    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let timer = Timer::start(FuseOp::ReadDirPlus);
+        let options = self.fs.options();
+        let timeout = options.attr_timeout.min(options.entry_timeout);
+        self.list(timer, fh.0, offset, sink::Nodes { reply, timeout });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let timer = Timer::start(FuseOp::ReleaseDir);
+        caught(|| reply_empty(timer, self.fs.release_directory(fh.0), reply));
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let timer = Timer::start(FuseOp::StatFs);
+        caught(|| {
+            let space = self.fs.stat_fs();
+            reply.statfs(
+                space.blocks,
+                space.free,
+                space.available,
+                space.files,
+                space.files_free,
+                space.block_size,
+                space.name_max,
+                space.block_size,
+            );
+            timer.done();
+        });
+    }
+
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let timer = Timer::start(FuseOp::Access);
+        let fs = self.fs.clone();
+        self.drive(async move {
+            let attr = match fs.getattr_now(ino.0) {
+                Some(found) => found,
+                None => fs.getattr(ino.0).await,
+            };
+            reply_empty(timer, attr.and_then(|attr| fs.access(&attr, mask.bits())), reply);
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        refuse!(SetAttr, reply);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        refuse!(MkNod, reply);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        refuse!(MkDir, reply);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        refuse!(Unlink, reply);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        refuse!(RmDir, reply);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        refuse!(Symlink, reply);
+    }
+
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
+        refuse!(Rename, reply);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        refuse!(Link, reply);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        refuse!(Write, reply);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        refuse!(SetXattr, reply);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        refuse!(RemoveXattr, reply);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        refuse!(Create, reply);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        refuse!(Fallocate, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        refuse!(Other, reply);
+    }
+}
+
+impl Adapter {
+    fn list(&self, timer: Timer, handle: u64, position: u64, mut sink: impl sink::Reply) {
+        caught(|| match self.fs.read_directory_now(handle, position, &mut sink) {
+            Ok(true) => sink.send(timer, Ok(())),
+            Ok(false) => {
+                let fs = self.fs.clone();
+                self.drive(async move {
+                    let listed = fs.read_directory(handle, position, &mut sink).await;
+                    sink.send(timer, listed);
+                });
+            }
+            Err(error) => sink.send(timer, Err(error)),
+        });
+    }
+}

@@ -1,0 +1,206 @@
+//! The file system: POSIX semantics over a [`Worker`], without any FUSE type, so that it is tested without a mount.
+//!
+//! Every operation comes in two forms. The one whose name ends in `_now` answers from memory or local disk, or says
+//! (`None`) that somebody must be asked; the other one asks, and always ends, since it has a deadline of its own behind
+//! those of the storage.
+//!
+//! Invariants:
+//! - the mount takes no writes; whatever would write is `ReadOnly`;
+//! - an inode that is open stands for one file and, for an object, one version of it, until its last release. When the
+//!   path names another by then, the next lookup makes a new inode for it, and an open that comes without such a lookup
+//!   is refused once (`Stale`), upon which the kernel looks the name up again ([`open`]);
+//! - a successful lookup, or entry of a listing with attributes, is counted before it is answered;
+//! - no lock is held while a storage is asked or a disk is read.
+
+mod content;
+pub mod directory;
+mod files;
+pub mod handles;
+pub mod inode;
+mod open;
+
+pub use content::Data;
+pub use open::{Opened, Opening, PASSTHROUGH_HANDLE};
+
+use crate::passthrough::{Passthrough, Switch};
+use common::{Attr, Error, ErrorKind, Result, StatFs, conf::keys::fuse::KernelCache, metrics::metrics, worker::Worker};
+use directory::DirectoryHandle;
+use handles::{Handles, Limit};
+use inode::{Inode, InodeTable};
+use open::FileHandle;
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How the file system behaves.
+#[derive(Debug, Clone)]
+pub struct FsOptions {
+    /// How long the kernel may use attributes.
+    pub attr_timeout: Duration,
+    /// How long the kernel may use names.
+    pub entry_timeout: Duration,
+    /// How long the kernel may rely on a name not existing; zero: not at all.
+    pub negative_timeout: Duration,
+    /// What the kernel keeps of a file's data between opens.
+    pub kernel_cache: KernelCache,
+    /// Whether passthrough is wanted; kernel and privilege have their say too.
+    pub passthrough: bool,
+    /// How deep a stack of file systems passthrough must cope with: 1 or 2.
+    pub stack_depth: u32,
+    /// Open files and directories, at most.
+    pub max_handles: usize,
+    /// The largest request that the kernel is offered, in bytes.
+    pub max_request: u32,
+    /// Readahead and other background requests that the kernel may have under way.
+    pub max_background: u16,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+    /// After this time any operation ends, whatever became of the deadlines below it.
+    pub deadline: Duration,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self {
+            attr_timeout: Duration::from_secs(10),
+            entry_timeout: Duration::from_secs(10),
+            negative_timeout: Duration::from_secs(1),
+            kernel_cache: KernelCache::Auto,
+            passthrough: true,
+            stack_depth: 2,
+            max_handles: 100_000,
+            max_request: 1 << 20,
+            max_background: 128,
+            threads: 2,
+            deadline: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Figures for `status`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FsStatus {
+    /// Whether passthrough is in use.
+    pub passthrough: bool,
+    /// Why it is not.
+    pub passthrough_reason: Option<String>,
+    /// Files registered for passthrough since the start.
+    pub passthrough_registered: u64,
+    /// Opens that found their file registered already.
+    pub passthrough_reused: u64,
+    /// Closed files that are still registered.
+    pub passthrough_kept: usize,
+    /// Open files and directories.
+    pub open_handles: usize,
+    /// Inodes that the kernel holds.
+    pub inodes: usize,
+}
+
+/// The file system of one mount. Shared by `Arc`.
+pub struct Fs {
+    worker: Arc<dyn Worker>,
+    options: FsOptions,
+    inodes: InodeTable,
+    files: Handles<FileHandle>,
+    directories: Handles<DirectoryHandle>,
+    limit: Limit,
+    passthrough: Passthrough,
+}
+
+impl Fs {
+    /// A file system over `worker`.
+    pub fn new(worker: Arc<dyn Worker>, options: FsOptions) -> Arc<Self> {
+        let reason = if options.passthrough { "the kernel has not been asked yet" } else { "switched off by option" };
+        Arc::new(Self {
+            worker,
+            inodes: InodeTable::new(),
+            files: Handles::new(),
+            directories: Handles::new(),
+            limit: Limit::new(options.max_handles),
+            passthrough: Passthrough::new(reason),
+            options,
+        })
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> &FsOptions {
+        &self.options
+    }
+
+    /// Whether the kernel reads local files itself.
+    pub fn passthrough(&self) -> &Passthrough {
+        &self.passthrough
+    }
+
+    /// Figures for people and dashboards.
+    pub fn status(&self) -> FsStatus {
+        let switch = self.passthrough.switched();
+        let (registered, reused) = self.passthrough.counts();
+        FsStatus {
+            passthrough: switch == Switch::On,
+            passthrough_reason: match switch {
+                Switch::On => None,
+                Switch::Off(reason) => Some(reason),
+            },
+            passthrough_registered: registered,
+            passthrough_reused: reused,
+            passthrough_kept: self.passthrough.kept(),
+            open_handles: self.limit.used(),
+            inodes: self.inodes.len(),
+        }
+    }
+
+    /// What must happen now and then: registrations that nobody used for a while are taken back, gauges are set.
+    pub fn tick(&self, now: Instant) {
+        self.passthrough.expire(now);
+        metrics().inodes.set(i64::try_from(self.inodes.len()).unwrap_or(i64::MAX));
+        metrics().open_files.set(i64::try_from(self.limit.used()).unwrap_or(i64::MAX));
+    }
+
+    /// Space, from memory.
+    pub fn stat_fs(&self) -> StatFs {
+        self.worker.stat_fs()
+    }
+
+    /// Takes back lookups that the kernel has forgotten.
+    pub fn forget(&self, id: u64, lookups: u64) {
+        if self.inodes.forget(id, lookups) {
+            self.passthrough.drop_kept(id);
+        }
+    }
+
+    fn inode(&self, id: u64) -> Result<Arc<Inode>> {
+        // The kernel only names what it was told of; anything else is from before a restart.
+        self.inodes.get(id).ok_or_else(|| Error::new(ErrorKind::Stale, format!("no inode has the number {id}")))
+    }
+
+    /// Runs `work` until the deadline of all operations.
+    async fn bounded<T>(&self, what: &Inode, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.options.deadline, work).await {
+            Ok(done) => done,
+            Err(_) => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("{}: no answer within {:?}", what.path, self.options.deadline),
+            )),
+        }
+    }
+}
+
+/// A node with its attributes, as a lookup answers. It has been counted.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The node id.
+    pub id: u64,
+    /// The attributes.
+    pub attr: Arc<Attr>,
+}
+
+/// Refuses what is no plain reading.
+///
+/// # Errors
+/// `ReadOnly`.
+pub fn read_only() -> Error {
+    Error::new(ErrorKind::ReadOnly, "this mount takes no writes")
+}

@@ -1,0 +1,355 @@
+//! Opening and releasing files: which file a handle has, how it is read, and what the kernel may keep of it.
+//!
+//! The kernel allows one way of reading per inode at a time: either all its open handles pass through to one and the
+//! same backing file, or none does. The first open decides and it stays so until the last release ([`Shared`]).
+//!
+//! The kernel takes a file's size from the attributes that it was told last, not from the open. So an open that finds
+//! another version than the kernel was told of is answered `Stale`, once: the kernel then looks the name up again, is told
+//! of the new version, and opens again. The same answer, with the path freed for a new inode, keeps a second version away
+//! from an inode whose first version is still open.
+//!
+//! The kernel may keep the pages of a file over an open (FOPEN_KEEP_CACHE) when they are those of the version that is being
+//! opened. That is certain once a handle of this version has been read from or released: by then the kernel has dropped
+//! what was there before its open.
+
+use super::{
+    Fs,
+    content::Content,
+    inode::{Identity, Inode, Mode, Shared, State},
+};
+use crate::passthrough::{Backing, Registrar, Source};
+use common::{
+    Attr, Error, ErrorKind, Result,
+    conf::keys::fuse::KernelCache,
+    metrics::{PassthroughBacking, metrics},
+    worker::{Freshness, OpenedFile},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The number of every handle that passes through: the daemon is asked nothing about such a handle but to release it.
+pub const PASSTHROUGH_HANDLE: u64 = 0;
+
+/// A local file that changes all the time is not refused again within this time.
+const REFUSE_AGAIN: Duration = Duration::from_secs(1);
+
+/// An open file that is read through the daemon.
+pub(super) struct FileHandle {
+    pub(super) inode: Arc<Inode>,
+    pub(super) attr: Arc<Attr>,
+    pub(super) content: Content,
+    /// Whether the kernel drops its old pages at this open, and that it has done so is not yet proved.
+    unproved: AtomicBool,
+}
+
+/// What the kernel is told of an open.
+pub struct Opened {
+    /// The handle's number.
+    pub handle: u64,
+    /// The backing file to pass through to.
+    pub backing: Option<Arc<Backing>>,
+    /// Whether the kernel may keep the pages that it has.
+    pub keep_cache: bool,
+    /// Whether reads go by the kernel's cache.
+    pub direct_io: bool,
+}
+
+/// What an open without waiting came to.
+pub enum Opening {
+    /// It is done.
+    Done(Result<Opened>),
+    /// The worker must be asked, or, when it has given a file already, have it completed.
+    Later(Option<OpenedFile>),
+}
+
+impl Fs {
+    /// Opens a file from what is known. `flags` as of open(2).
+    pub fn open_now(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Opening {
+        let inode = match self.inode(id).and_then(|inode| reading(flags).map(|()| inode)) {
+            Ok(inode) => inode,
+            Err(error) => return Opening::Done(Err(error)),
+        };
+        if self.passes() {
+            match self.worker.attr_now(&inode.path) {
+                Some(Ok(attr)) => {
+                    if let Some(done) = self.open_kept(&inode, &attr) {
+                        return Opening::Done(done);
+                    }
+                }
+                Some(Err(error)) => return Opening::Done(Err(error)),
+                None => {}
+            }
+        }
+        match self.worker.open_now(&inode.path) {
+            None => Opening::Later(None),
+            Some(Err(error)) => Opening::Done(Err(error)),
+            Some(Ok(file)) if self.wants_completion(&file) => Opening::Later(Some(file)),
+            Some(Ok(file)) => Opening::Done(self.conclude(&inode, file, registrar)),
+        }
+    }
+
+    /// Opens a file, asking the worker. `file` is what [`Fs::open_now`] got already.
+    ///
+    /// # Errors
+    /// `ReadOnly` for writing; `Stale` when the kernel must look the name up again; ENFILE beyond the limit of handles;
+    /// whatever the storage says.
+    pub async fn open(
+        &self,
+        id: u64,
+        flags: i32,
+        file: Option<OpenedFile>,
+        registrar: &dyn Registrar,
+    ) -> Result<Opened> {
+        reading(flags)?;
+        let inode = self.inode(id)?;
+        let file = match file {
+            Some(file) => file,
+            None => self.bounded(&inode, self.worker.open(&inode.path, Freshness::Cached)).await?,
+        };
+        if self.wants_completion(&file)
+            && let OpenedFile::Paged(paged) = &file
+            && let Err(error) = self.bounded(&inode, paged.complete()).await
+        {
+            // It is read through the daemon, then. When the storage is at fault, the read will say so.
+            tracing::debug!("{}: not completed at its open: {error}", inode.path);
+        }
+        self.conclude(&inode, file, registrar)
+    }
+
+    /// Whether files may pass through on this mount.
+    fn passes(&self) -> bool {
+        self.passthrough.is_on() && self.options.kernel_cache != KernelCache::Direct
+    }
+
+    /// Whether the file is small enough to be fetched as a whole at its open, so that it can pass through.
+    fn wants_completion(&self, file: &OpenedFile) -> bool {
+        match file {
+            OpenedFile::Paged(paged) if self.passes() => {
+                let size = paged.attr().size;
+                size > 0 && size <= u64::from(paged.page_size()) && paged.export().is_none()
+            }
+            _ => false,
+        }
+    }
+
+    /// The short way: the inode passes through already, or a backing file of this version is kept for it.
+    fn open_kept(&self, inode: &Arc<Inode>, attr: &Arc<Attr>) -> Option<Result<Opened>> {
+        if attr.version.is_none() {
+            return None;
+        }
+        let mut state = inode.state.lock();
+        if state.told.as_ref() != Some(&attr.version) {
+            return None;
+        }
+        match &mut state.open {
+            Some(shared) => {
+                let Mode::Passthrough(backing) = &shared.mode else { return None };
+                if shared.attr.version != attr.version {
+                    return None;
+                }
+                if let Err(error) = self.limit.take() {
+                    return Some(Err(error));
+                }
+                shared.handles += 1;
+                Some(Ok(passing(backing.clone())))
+            }
+            none => {
+                let backing = self.passthrough.take(inode.id)?;
+                if backing.attr.version != attr.version {
+                    drop(state);
+                    drop(backing);
+                    return None;
+                }
+                if let Err(error) = self.limit.take() {
+                    return Some(Err(error));
+                }
+                *none = Some(Box::new(Shared {
+                    handles: 1,
+                    identity: backing.identity.clone(),
+                    attr: attr.clone(),
+                    mode: Mode::Passthrough(backing.clone()),
+                    local: backing.local.clone(),
+                }));
+                Some(Ok(passing(backing)))
+            }
+        }
+    }
+
+    /// Makes a handle of an open file.
+    fn conclude(&self, inode: &Arc<Inode>, file: OpenedFile, registrar: &dyn Registrar) -> Result<Opened> {
+        let attr = file.attr().clone();
+        let identity = identity(&file)?;
+        let (open_already, is_news) = {
+            let mut state = inode.state.lock();
+            (state.open.is_some(), is_news(&mut state, &attr, &identity))
+        };
+        if is_news {
+            // What the worker remembers must not be older than what it opened, else the lookup tells the old version again.
+            if matches!(self.worker.attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
+                self.worker.forget(&inode.path);
+            }
+            let message = format!("{}: it has changed since it was looked up", inode.path);
+            return Err(Error::new(ErrorKind::Stale, message));
+        }
+        // Registered before the lock is taken for good: it is an ioctl. Another open may be faster; then ours is dropped.
+        let candidate = if open_already || !self.passes() { None } else { source(&file) }
+            .and_then(|source| self.passthrough.register(source, identity.clone(), attr.clone(), registrar))
+            .map(Arc::new);
+        self.limit.take()?;
+        let (mode, keep_cache) = {
+            let mut state = inode.state.lock();
+            match &mut state.open {
+                Some(shared) if shared.identity != identity => {
+                    drop(state);
+                    self.limit.give();
+                    self.inodes.detach(inode);
+                    return Err(Error::new(
+                        ErrorKind::Stale,
+                        format!("{}: another version of it is still open", inode.path),
+                    ));
+                }
+                Some(shared) => {
+                    shared.handles += 1;
+                    shared.attr = attr.clone();
+                }
+                none => {
+                    let mode = candidate.clone().map_or(Mode::Daemon, Mode::Passthrough);
+                    let local = match &file {
+                        OpenedFile::Local(local) => Some(local.file.clone()),
+                        OpenedFile::Paged(_) => None,
+                    };
+                    *none = Some(Box::new(Shared {
+                        handles: 1,
+                        identity: identity.clone(),
+                        attr: attr.clone(),
+                        mode,
+                        local,
+                    }));
+                }
+            }
+            let mode = state.open.as_ref().map_or(Mode::Daemon, |shared| shared.mode.clone());
+            let known = !attr.version.is_none() && state.cached.as_ref() == Some(&attr.version);
+            if !known && matches!(mode, Mode::Daemon) {
+                state.cached = None;
+            }
+            (mode, known)
+        };
+        drop(candidate);
+        if let Mode::Passthrough(backing) = mode {
+            return Ok(passing(backing));
+        }
+        metrics().cached_opens.inc();
+        // A local file may say that it is empty and have something to read all the same (in /proc), or grow.
+        let unsized_local = matches!(file, OpenedFile::Local(_)) && attr.size == 0;
+        let direct_io = unsized_local || self.options.kernel_cache == KernelCache::Direct;
+        let keep_cache = !direct_io && (keep_cache || self.options.kernel_cache == KernelCache::Keep);
+        let handle = self.files.insert(FileHandle {
+            inode: inode.clone(),
+            content: Content::new(self, inode, file),
+            unproved: AtomicBool::new(!keep_cache && !direct_io && !attr.version.is_none()),
+            attr,
+        });
+        Ok(Opened { handle, backing: None, keep_cache, direct_io })
+    }
+
+    /// Ends a handle.
+    ///
+    /// # Errors
+    /// `BadHandle` when there is none with this number.
+    pub fn release(&self, id: u64, handle: u64) -> Result<()> {
+        let inode = if handle == PASSTHROUGH_HANDLE {
+            self.inode(id)?
+        } else {
+            let handle = self.files.remove(handle)?;
+            handle.prove();
+            handle.inode.clone()
+        };
+        self.limit.give();
+        let gone = {
+            let mut state = inode.state.lock();
+            match &mut state.open {
+                Some(shared) if shared.handles > 1 => {
+                    shared.handles -= 1;
+                    None
+                }
+                last => last.take().map(|shared| match shared.mode {
+                    Mode::Passthrough(backing) if !inode.is_detached() => self.passthrough.keep(inode.id, backing),
+                    Mode::Passthrough(backing) => Some(backing),
+                    Mode::Daemon => None,
+                }),
+            }
+        };
+        drop(gone);
+        Ok(())
+    }
+}
+
+impl FileHandle {
+    /// Called when the kernel has shown that this handle's open is behind it.
+    pub(super) fn prove(&self) {
+        if self.unproved.load(Ordering::Relaxed) && self.unproved.swap(false, Ordering::Relaxed) {
+            self.inode.state.lock().cached = Some(self.attr.version.clone());
+        }
+    }
+}
+
+fn passing(backing: Arc<Backing>) -> Opened {
+    let sort = if backing.is_cached() { PassthroughBacking::Cache } else { PassthroughBacking::Source };
+    metrics().passthrough_opens.of(sort).inc();
+    Opened { handle: PASSTHROUGH_HANDLE, backing: Some(backing), keep_cache: false, direct_io: false }
+}
+
+/// Whether the kernel was told of another version than this one, and must look again.
+fn is_news(state: &mut State, attr: &Attr, identity: &Identity) -> bool {
+    let Some(told) = &state.told else { return false };
+    if attr.version.is_none() || *told == attr.version {
+        return false;
+    }
+    if matches!(identity, Identity::Local { .. })
+        && state.refused.is_some_and(|refused| refused.elapsed() < REFUSE_AGAIN)
+    {
+        return false;
+    }
+    state.refused = Some(Instant::now());
+    true
+}
+
+fn reading(flags: i32) -> Result<()> {
+    if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_TRUNC | libc::O_CREAT) != 0 {
+        return Err(super::read_only());
+    }
+    Ok(())
+}
+
+fn identity(file: &OpenedFile) -> Result<Identity> {
+    match file {
+        OpenedFile::Local(local) => {
+            let stat = nix::sys::stat::fstat(&local.file).map_err(|errno| Error::os("an open file", errno as i32))?;
+            Ok(Identity::Local { dev: stat.st_dev, ino: stat.st_ino })
+        }
+        OpenedFile::Paged(paged) => {
+            let attr = paged.attr();
+            Ok(if attr.version.is_none() {
+                Identity::Unversioned { size: attr.size, mtime: attr.mtime }
+            } else {
+                Identity::Version(attr.version.clone())
+            })
+        }
+    }
+}
+
+/// What may be registered of an open file: all its bytes must be there.
+fn source(file: &OpenedFile) -> Option<Source> {
+    match file {
+        OpenedFile::Local(local) => Some(Source::Local(local.file.clone())),
+        OpenedFile::Paged(paged) => {
+            let lease = paged.export()?;
+            (*lease.version() == paged.attr().version).then_some(Source::Lease(lease))
+        }
+    }
+}
