@@ -1,2 +1,105 @@
-//! Placeholder.
-fn main() {}
+//! `alluxio`: the command line. A module for each group of commands; this one parses, dispatches and reports.
+//!
+//! Exit codes: 0 success; 1 failure, or `fs test` found the answer to be no; 2 wrong usage, or `fs test` could not find
+//! out. A reader of the output that goes away early (`alluxio fs cat … | head`) is no failure. Results go to standard
+//! output; one line for each error and warning goes to standard error.
+
+mod completion;
+mod conf;
+mod fs;
+mod info;
+
+use clap::{Parser, Subcommand};
+use common::conf::{Conf, Role, Source};
+use common::logging::{self, LogOptions};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Look at the configuration and at files of under storages.
+#[derive(Debug, Parser)]
+#[command(name = "alluxio", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    /// Set a configuration key for this command, for example -D alluxio.underfs.s3.region=eu-west-1
+    #[arg(short = 'D', long = "define", value_name = "KEY=VALUE", global = true, value_parser = define)]
+    defines: Vec<(String, String)>,
+
+    /// What to log to standard error: off, error, warn, info, debug, trace, or directives such as info,ufs=debug
+    #[arg(long, value_name = "LEVEL", global = true, default_value = "warn")]
+    log_level: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  alluxio conf get alluxio.user.client.cache.size
+  alluxio fs ls /data
+  alluxio -D alluxio.underfs.s3.endpoint=http://localhost:9000 fs cat s3://bucket/file
+  alluxio info version";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Configuration: effective values, documentation
+    Conf(conf::Args),
+    /// Files and directories of under storages
+    Fs(fs::Args),
+    /// About this program
+    Info(info::Args),
+    /// Print the completions for a shell
+    Completion(completion::Args),
+}
+
+fn define(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    let result = run(cli, &mut out).and_then(|code| {
+        out.flush()?;
+        Ok(code)
+    });
+    // Whatever is left in the buffer belongs to output that failed already.
+    drop(out.into_parts());
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(error.downcast_ref::<fs::Undecided>().map_or(1, |_| 2))
+        }
+    }
+}
+
+fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    logging::init(&LogOptions { filter: cli.log_level.clone(), ..LogOptions::default() })?;
+    let load = |role: Role| -> anyhow::Result<Conf> {
+        let mut builder = Conf::builder().process(role);
+        for (key, value) in &cli.defines {
+            builder = builder.set(key, value, Source::CommandLine(format!("-D {key}")));
+        }
+        let conf = builder.load()?;
+        conf.warnings().iter().for_each(|line| complain(&format!("warning: {line}")));
+        Ok(conf)
+    };
+    match cli.command {
+        Command::Conf(args) => conf::run(args, load, out),
+        Command::Fs(args) => fs::run(args, &load(Role::Client)?, out),
+        Command::Info(args) => info::run(args, out),
+        Command::Completion(args) => completion::run(args, out),
+    }
+}
+
+/// One line to standard error; if even that is closed there is nobody to tell.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "alluxio: {}", line.replace('\n', " "));
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// A parsed value whose type only its key knows.
 pub(crate) type Parsed = Arc<dyn Any + Send + Sync>;
 
+/// Reads a value; gives it with the magnitudes that a range applies to.
+type Parser = fn(&str) -> Result<(Parsed, Vec<u64>), String>;
+
 /// Which part of the system reads a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
@@ -73,7 +76,7 @@ pub struct Decl {
     pub reserved: bool,
     /// What it does.
     pub doc: &'static str,
-    parse: fn(&str) -> Result<(Parsed, Vec<u64>), String>,
+    parse: Parser,
 }
 
 impl Decl {

@@ -44,9 +44,9 @@ pub fn find(name: &str) -> Option<&'static Decl> {
             .collect()
     });
     index.get(name).copied().or_else(|| {
-        let begins = |alias: &&str| {
+        let begins = |alias: &&'static str| {
             alias.strip_suffix('*').is_some_and(|start| name.starts_with(start) && name.len() > start.len())
         };
-        all().find(|decl| decl.aliases.iter().any(|alias| begins(alias)))
+        all().find(|decl| decl.aliases.iter().any(begins))
     })
 }

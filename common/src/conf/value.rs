@@ -163,7 +163,7 @@ impl std::fmt::Display for Size {
         const UNITS: [&str; 6] = ["PiB", "TiB", "GiB", "MiB", "KiB", "B"];
         for (place, unit) in UNITS.iter().enumerate().take(5) {
             let shift = 10 * (5 - place);
-            if self.0 != 0 && self.0 % (1 << shift) == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
                 return write!(out, "{}{unit}", self.0 >> shift);
             }
         }
@@ -342,7 +342,7 @@ fn scale(number: &str, factor: u64) -> Option<u64> {
 /// Milliseconds in the largest unit that expresses them exactly.
 fn render_millis(millis: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
-    match UNITS.iter().find(|(factor, _)| millis != 0 && millis % factor == 0) {
+    match UNITS.iter().find(|(factor, _)| millis != 0 && millis.is_multiple_of(*factor)) {
         Some((factor, unit)) => format!("{}{unit}", millis / factor),
         None => format!("{millis}ms"),
     }

@@ -22,7 +22,7 @@ keys! { Scope::UnderStorage;
     S3_PROFILE: Option<String> = Decl::named("alluxio.underfs.s3.profile");
 
     /// The role to assume, as an ARN.
-    S3_ROLE_ARN: Option<String> = Decl::named("alluxio.underfs.s3.role.arn");
+    S3_ROLE_ARN: Option<String> = Decl::named("alluxio.underfs.s3.role.arn").reserved();
 
     /// Whether requests to S3 are sent without a signature, for public buckets.
     S3_ANONYMOUS: bool = Decl::named("alluxio.underfs.s3.anonymous").default("false");
@@ -35,7 +35,7 @@ keys! { Scope::UnderStorage;
         Decl::named("alluxio.underfs.s3.region").aliases(&["alluxio.underfs.s3.endpoint.region", "fs.s3a.endpoint.region"]);
 
     /// Whether the bucket is put in the path of a URL (path style) rather than in the host name. Most servers other than
-    /// Amazon's need true. Empty: true exactly when an endpoint is set.
+    /// Amazon's need true. Empty: true when an endpoint is set or the bucket's name contains a dot.
     S3_DISABLE_DNS_BUCKETS: Option<bool> =
         Decl::named("alluxio.underfs.s3.disable.dns.buckets").aliases(&["fs.s3a.path.style.access"]);
 
@@ -45,9 +45,9 @@ keys! { Scope::UnderStorage;
     /// A file with certificates (PEM) that are trusted for S3 beside those of the system.
     S3_CA_CERT: Option<PathBuf> = Decl::named("alluxio.underfs.s3.ca.cert");
 
-    /// How many idle connections to S3 are kept, at most.
+    /// How many connections to S3 are kept, at most; `alluxio.user.ufs.concurrency` bounds them here.
     S3_CONNECTIONS_MAX: u64 =
-        Decl::named("alluxio.underfs.s3.connections.max").default("1024").range(1, 65535).unit("connections");
+        Decl::named("alluxio.underfs.s3.connections.max").default("1024").range(1, 65535).unit("connections").reserved();
 
     /// What marks an object as a directory.
     S3_DIRECTORY_SUFFIX: String = Decl::named("alluxio.underfs.s3.directory.suffix").default("/").reserved();
@@ -102,12 +102,13 @@ keys! { Scope::UnderStorage;
     /// The endpoint of Aliyun OSS, such as `oss-cn-hangzhou.aliyuncs.com`.
     OSS_ENDPOINT: Option<String> = Decl::named("fs.oss.endpoint").aliases(&["alluxio.underfs.oss.endpoint"]);
 
-    /// The files that configure HDFS, separated by colons or commas.
+    /// The files that configure HDFS, separated by colons or commas. Here they are found in `$HADOOP_CONF_DIR`.
     HDFS_CONFIGURATION: String = Decl::named("alluxio.underfs.hdfs.configuration")
-        .default("${alluxio.conf.dir}/core-site.xml:${alluxio.conf.dir}/hdfs-site.xml");
+        .default("${alluxio.conf.dir}/core-site.xml:${alluxio.conf.dir}/hdfs-site.xml")
+        .reserved();
 
-    /// The user name under which HDFS is used. Empty: `$HADOOP_USER_NAME`, else that of this process.
-    HDFS_USER: Option<String> = Decl::named("alluxio.underfs.hdfs.user");
+    /// The user name under which HDFS is used. Here it is `$HADOOP_USER_NAME`, else that of this process.
+    HDFS_USER: Option<String> = Decl::named("alluxio.underfs.hdfs.user").reserved();
 
     /// The user name under which WebHDFS is used. Empty: none is sent.
     WEBHDFS_USER: Option<String> = Decl::named("alluxio.underfs.webhdfs.user");

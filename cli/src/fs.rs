@@ -1,0 +1,82 @@
+//! `alluxio fs`: files and directories, directly on their under storage: no cluster, mount or cache takes part.
+
+mod content;
+mod format;
+mod list;
+mod place;
+mod status;
+
+use common::conf::{Conf, ConfValue, Size};
+use std::io::Write;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+A place is a path of this host or a URI such as s3://bucket/dir/file.
+
+Examples:
+  alluxio fs ls -R /data
+  alluxio fs cat s3://bucket/file | wc -l
+  alluxio fs head -c 4KB /data/file
+  alluxio fs stat -f '%z %N' /data/file
+  alluxio fs test -e s3://bucket/file && echo there
+  alluxio fs checksum --algorithm sha256 /data/file";
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List files and directories
+    Ls(list::Args),
+    /// Print what is known of a file or directory
+    Stat(status::StatArgs),
+    /// Print whole files
+    Cat(content::CatArgs),
+    /// Print the beginning of a file
+    Head(content::PartArgs),
+    /// Print the end of a file
+    Tail(content::PartArgs),
+    /// Exit with 0 if a place is what the option says, with 1 if it is not
+    Test(status::TestArgs),
+    /// Print the checksum of a file
+    Checksum(content::ChecksumArgs),
+}
+
+/// `fs test` could not find out: its exit code tells that apart from "no".
+#[derive(Debug)]
+pub struct Undecided(common::Error);
+
+impl std::fmt::Display for Undecided {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+impl std::error::Error for Undecided {}
+
+pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        match args.command {
+            Command::Ls(args) => list::ls(args, conf, out).await,
+            Command::Stat(args) => status::stat(args, conf, out).await,
+            Command::Cat(args) => content::cat(args, conf, out).await,
+            Command::Head(args) => content::head(args, conf, out).await,
+            Command::Tail(args) => content::tail(args, conf, out).await,
+            Command::Test(args) => status::test(args, conf).await,
+            Command::Checksum(args) => content::checksum(args, conf, out).await,
+        }
+    });
+    // A request that is still under way must not delay the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// A size on the command line.
+fn size(text: &str) -> Result<u64, String> {
+    Size::parse(text).map(Size::bytes)
+}
