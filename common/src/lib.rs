@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod page;
 pub mod path;
 pub mod redact;
+pub mod wire;
 pub mod worker;
 
 pub use attr::{Attr, FileKind, StatFs, Timestamp, Version};
