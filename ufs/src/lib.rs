@@ -2,6 +2,7 @@
 
 mod deadline;
 pub mod environment;
+mod from_conf;
 pub mod open;
 pub mod options;
 mod posix;
