@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod page;
 pub mod path;
 pub mod redact;
+pub mod rpc;
 pub mod wire;
 pub mod worker;
 

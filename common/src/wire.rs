@@ -25,7 +25,9 @@
 mod code;
 mod frame;
 mod message;
+mod socket;
 
 pub use code::{error_of, failure_of};
 pub use frame::{DATA_PREFIX, HEADER, Header, Kind, MAX_DATA, MAX_MESSAGE, VERSION, WireError};
 pub use message::{DataPrefix, Message};
+pub use socket::{FrameReader, Socket, peer};

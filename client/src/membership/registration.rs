@@ -142,9 +142,12 @@ async fn renew(membership: &Membership, lease: i64) -> Result<bool> {
     membership
         .etcd
         .call("renew the lease", async |client| {
-            let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
-            keeper.keep_alive().await?;
-            Ok(answers.message().await?.is_some_and(|answer| answer.ttl() > 0))
+            // Opening the stream renews once, and fails with this very error when the lease is gone.
+            match client.lease_keep_alive(lease).await {
+                Ok((_, _)) => Ok(true),
+                Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
         })
         .await
 }
