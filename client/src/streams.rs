@@ -330,11 +330,8 @@ impl Stream {
         self.recognised = true;
         let pages = if doubtful { 2 } else { limits.extents.max(2) };
         self.window = (pages * limits.page_size).min(limits.window);
-        self.grow_at = if self.is_backward() {
-            self.start.saturating_sub(self.window / 4)
-        } else {
-            self.front + self.window / 4
-        };
+        self.grow_at =
+            if self.is_backward() { self.start.saturating_sub(self.window / 4) } else { self.front + self.window / 4 };
     }
 
     /// Asks for what the window lacks, in extents.
