@@ -7,10 +7,7 @@
 pub mod adapter;
 pub mod assemble;
 pub mod command;
-pub mod command;
 pub mod fs;
 pub mod passthrough;
-pub mod session;
-pub mod web;
 pub mod session;
 pub mod web;
