@@ -203,7 +203,6 @@ fn client_options(conf: &Conf, complete_on_open: bool) -> ClientOptions {
         sibling_max_size: enabled(siblings, conf.get(&user::PREFETCH_SIBLINGS_MAX_FILE_SIZE).bytes()),
         sibling_parallel: length(conf.get(&user::PREFETCH_SIBLINGS_CONCURRENCY)),
         complete_on_open,
-        max_read: length(conf.get(&fuse::MAX_REQUEST_SIZE).bytes()),
         ..ClientOptions::default()
     }
 }

@@ -224,3 +224,6 @@ pub struct Entry {
 pub fn read_only() -> Error {
     Error::new(ErrorKind::ReadOnly, "this mount takes no writes")
 }
+
+#[cfg(test)]
+mod tests;

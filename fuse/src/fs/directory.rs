@@ -25,7 +25,7 @@ use std::{
 };
 
 /// Entries that a handle keeps, beside one batch.
-const WINDOW: usize = 8192;
+pub(super) const WINDOW: usize = 8192;
 
 /// Names kept for going back; when there are more, every other one is dropped.
 const MARKS: usize = 4096;
@@ -218,6 +218,13 @@ impl Fs {
         let mut state = handle.inode.state.lock();
         state.cached = Some(handle.version.clone());
         state.listed = Some(started);
+    }
+
+    /// Entries that a handle holds in memory.
+    #[cfg(test)]
+    pub(super) fn window_of(&self, handle: u64) -> usize {
+        let handle = self.directories.get(handle);
+        handle.map_or(0, |handle| handle.stream.try_lock().map_or(0, |stream| stream.window.len()))
     }
 
     /// Ends a directory handle.
