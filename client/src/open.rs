@@ -82,6 +82,11 @@ impl Client {
         &self.shared
     }
 
+    /// Gives idle reply buffers back to the system. To be called when nothing was read for a while.
+    pub fn trim(&self) {
+        self.shared.buffers().trim();
+    }
+
     /// Counters of the sibling prefetch.
     pub fn sibling_stats(&self) -> SiblingStats {
         self.siblings.stats()

@@ -100,17 +100,21 @@ impl FileReader {
         let Some(end) = self.end(offset, len) else { return Some(Ok(ReadData::Empty)) };
         self.observe(offset, len as u64);
         let page = offset / self.page_size;
-        if let Some(data) = self.piece_of(page, offset, end) {
-            return Some(Ok(data));
+        if !self.file.is_present(page) {
+            if let Some(data) = self.piece_of(page, offset, end) {
+                return Some(Ok(data));
+            }
+            // Look before taking a buffer: the common reason to fail is that the page is nowhere.
+            self.file.page_now(page)?;
         }
-        // Look before taking a buffer: the common reason to fail is that the page is nowhere.
-        if !self.is_here(page) || !self.is_here((end - 1) / self.page_size) {
+        let last = (end - 1) / self.page_size;
+        if last != page && !self.is_here(last) {
             return None;
         }
         let mut buffer = self.shared.buffers.try_get((end - offset) as usize)?;
         let mut at = offset;
         while at < end {
-            match self.copy_now(at, &mut buffer.as_mut()[(at - offset) as usize..]) {
+            match self.copy_now(at, &mut buffer.bytes_mut()[(at - offset) as usize..]) {
                 Ok(0) => return None,
                 Ok(copied) => at += copied as u64,
                 Err(error) => return Some(Err(error)),
@@ -135,7 +139,7 @@ impl FileReader {
         let mut buffer = self.shared.buffers.get((end - offset) as usize).await?;
         let mut at = offset;
         while at < end {
-            let copied = self.copy_now(at, &mut buffer.as_mut()[(at - offset) as usize..])?;
+            let copied = self.copy_now(at, &mut buffer.bytes_mut()[(at - offset) as usize..])?;
             if copied > 0 {
                 at += copied as u64;
                 continue;
@@ -145,7 +149,7 @@ impl FileReader {
             match self.await_page(page, self.within(page, at, stop)).await? {
                 Some(load) => {
                     let bytes = load.filled().get(self.within(page, at, stop)).ok_or_else(lost)?;
-                    buffer.as_mut()[(at - offset) as usize..(stop - offset) as usize].copy_from_slice(bytes);
+                    buffer.bytes_mut()[(at - offset) as usize..(stop - offset) as usize].copy_from_slice(bytes);
                     at = stop;
                 }
                 // On disk by now.
@@ -170,7 +174,7 @@ impl FileReader {
             }
             if self.file.is_present(page) {
                 let mut buffer = self.shared.buffers.get((end - offset) as usize).await?;
-                let copied = self.file.read_present(offset, buffer.as_mut())?;
+                let copied = self.file.read_present(offset, buffer.bytes_mut())?;
                 if copied as u64 == end - offset {
                     return Ok(ReadData::Owned(buffer));
                 }

@@ -41,7 +41,8 @@ impl ClientShared {
 
     /// What one more stream may use: its part of what prefetch may take of the budget.
     pub(crate) fn limits(&self, page_size: u64) -> Limits {
-        let share = (self.budget.limit() as u64 / 2) / self.streams().max(1) as u64;
+        let all = (self.budget.limit() as u64 / 2).min(self.options.prefetch_total);
+        let share = all / self.streams().max(1) as u64;
         let window = match self.options.prefetch_window {
             0 => 0,
             window => window.min(share.max(2 * page_size)),

@@ -47,7 +47,7 @@ const FIRST_CREDIT: usize = 256;
 const CREDIT_EACH: usize = 128;
 /// The most credit that is kept.
 const CREDIT_LIMIT: usize = 4096;
-/// Candidates of one directory.
+/// Entries of one directory that are looked at.
 const CANDIDATES: usize = 65_536;
 /// After this long a directory that has been gone through may be again, if its files are cold.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ struct Inner {
     slots: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     memory_units: u64,
-    idle: Duration,
+    together: Duration,
     directories: Mutex<LruCache<UfsPath, Arc<Directory>>>,
     started: AtomicU64,
     fetched: AtomicU64,
@@ -118,7 +118,7 @@ impl Siblings {
             slots: Arc::new(Semaphore::new(options.sibling_parallel)),
             memory: Arc::new(Semaphore::new(units as usize)),
             memory_units: units,
-            idle: TOGETHER,
+            together: TOGETHER,
             directories: Mutex::new(LruCache::new(watched)),
             started: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
@@ -157,7 +157,7 @@ impl Siblings {
         };
         {
             let mut progress = directory.progress.lock();
-            let soon = now.saturating_duration_since(progress.last) <= TOGETHER;
+            let soon = now.saturating_duration_since(progress.last) <= self.inner.together;
             progress.last = now;
             match progress.phase {
                 Phase::Running => {
@@ -263,7 +263,9 @@ impl Inner {
     async fn candidates(&self, dir: &UfsPath, directory: &Directory) -> common::Result<Vec<(Box<[u8]>, u64)>> {
         let mut listing = self.worker.list(dir).await?;
         let mut found = Vec::new();
+        let mut seen = 0;
         while let Some(batch) = listing.next().await? {
+            seen += batch.len();
             for entry in batch {
                 if let (FileKind::File, Some(attr)) = (entry.kind, &entry.attr)
                     && attr.size > 0
@@ -272,7 +274,7 @@ impl Inner {
                     found.push((entry.name, attr.size));
                 }
             }
-            if found.len() >= CANDIDATES {
+            if seen >= CANDIDATES {
                 break;
             }
         }
@@ -293,7 +295,7 @@ impl Inner {
                     return true;
                 }
             }
-            if tokio::time::timeout(self.idle, directory.wake.notified()).await.is_err() {
+            if tokio::time::timeout(self.together, directory.wake.notified()).await.is_err() {
                 return false;
             }
         }
@@ -317,7 +319,10 @@ mod tests {
     }
 
     fn siblings(worker: &Arc<FakeWorker>, options: &ClientOptions) -> Siblings {
-        Siblings::new(worker.clone(), options, worker.pool().budget(), Handle::current())
+        let mut siblings = Siblings::new(worker.clone(), options, worker.pool().budget(), Handle::current());
+        // However slow the machine is, the opens of a test belong together.
+        Arc::get_mut(&mut siblings.inner).unwrap().together = Duration::from_secs(3600);
+        siblings
     }
 
     #[tokio::test]

@@ -140,7 +140,7 @@ impl Streams {
                 let stream = &mut self.list[index];
                 stream.used = tick;
                 stream.add(offset, end, how);
-                if !stream.recognised && (stream.forward >= needed || stream.backward >= needed + 1) {
+                if !stream.recognised && (stream.forward >= needed || stream.backward > needed) {
                     stream.recognise(limits, random >= RANDOM);
                 }
                 if stream.recognised {
