@@ -1,11 +1,7 @@
 //! A bare S3 client: what the network and the server allow, with nothing kept and nothing mounted.
 
 use anyhow::{Context, Result, ensure};
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 use tokio::{sync::Mutex, task::JoinSet};
 
 /// The client; one runtime with two threads, as the daemons have.
@@ -19,6 +15,9 @@ impl Bare {
     /// A client of `endpoint`.
     pub fn new(endpoint: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        // Nothing is encrypted here, but reqwest is built without a provider of its own and asks for one. An error only
+        // says that there is one already.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
         Ok(Self { runtime, http, endpoint: endpoint.to_owned() })
     }
@@ -68,18 +67,16 @@ impl Bare {
         })
     }
 
-    /// Lists a bucket directory by directory with a delimiter, 8 requests under way at a time; entries.
-    pub fn list(&self, bucket: &str) -> Result<f64> {
+    /// Lists a bucket directory by directory with a delimiter, 8 requests under way at a time; entries, of which there
+    /// must be `expected`.
+    pub fn list(&self, bucket: &str, expected: u64) -> Result<f64> {
         struct State {
             waiting: VecDeque<(String, Option<String>)>,
             under_way: usize,
             entries: u64,
         }
-        let state = Arc::new(Mutex::new(State {
-            waiting: VecDeque::from([(String::new(), None)]),
-            under_way: 0,
-            entries: 0,
-        }));
+        let state =
+            Arc::new(Mutex::new(State { waiting: VecDeque::from([(String::new(), None)]), under_way: 0, entries: 0 }));
         let changed = Arc::new(tokio::sync::Notify::new());
         self.runtime.block_on(async {
             let mut tasks = JoinSet::new();
@@ -128,6 +125,7 @@ impl Bare {
                 done??;
             }
             let entries = state.lock().await.entries;
+            ensure!(entries == expected, "{bucket}: {entries} entries of {expected}");
             Ok(entries as f64)
         })
     }

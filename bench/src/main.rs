@@ -1,11 +1,11 @@
 //! Side-by-side measurements: the mount against the native directory, against rclone and s3fs, and against a bare client.
 //!
 //! Everything of a row is measured in one run, the candidates in turn within each repetition, so that the ratios hold
-//! on a machine that is shared and noisy. Absolute figures mean nothing beyond their row.
-
-#![allow(missing_docs)]
+//! on a machine that is shared and noisy. Absolute figures mean nothing beyond their row. README.md says what each row
+//! measures and which traps were met.
 
 mod bare;
+mod cleanup;
 mod data;
 mod machine;
 mod mounts;
@@ -14,12 +14,9 @@ mod server;
 mod table;
 mod work;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use std::{fs, path::PathBuf};
-
-const SMALL_PER_DIRECTORY: usize = 1_000;
-const FIRSTS_PER_DIRECTORY: usize = 5;
 
 /// Measures alluxio-fuse side by side with the native directory, rclone, s3fs and a bare S3 client.
 #[derive(Parser)]
@@ -27,18 +24,24 @@ const FIRSTS_PER_DIRECTORY: usize = 5;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Internal>,
-    /// A tenth of the data, for a first impression.
+    /// A fraction of the data, for a first impression.
     #[arg(long)]
     quick: bool,
+    /// Hardly any data: shows that every row runs, not how fast anything is.
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    tiny: bool,
     /// How often each candidate is measured; the median counts.
     #[arg(long, default_value_t = 5)]
     repetitions: usize,
-    /// Where data, caches and mount points go (needs 8 GiB; removed at the end).
+    /// Where data, caches and mount points go (needs 12 GiB; removed at the end).
     #[arg(long, default_value = "/var/tmp")]
     scratch: PathBuf,
     /// Also writes the report to this file.
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Prints the names of the rows and ends.
+    #[arg(long)]
+    list: bool,
     /// Rows to measure, by their beginnings, for example `seq-warm small`. All when none is named.
     rows: Vec<String>,
 }
@@ -55,51 +58,77 @@ fn main() -> Result<()> {
     if let Some(Internal::Serve { data, latency_ms }) = arguments.command {
         return server::serve(&data, latency_ms);
     }
+    let wanted = rows::select(&arguments.rows)?;
+    if arguments.list {
+        wanted.iter().for_each(|row| println!("{}", row.name));
+        return Ok(());
+    }
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark mounts and drops caches: run it as root");
     let ours = std::env::current_exe()?.with_file_name("alluxio-fuse");
     ensure!(ours.is_file(), "{} is missing: build it with `cargo build --release -p fuse`", ours.display());
-    let sizes = data::Sizes::new(arguments.quick);
+    let sizes = match (arguments.tiny, arguments.quick) {
+        (true, _) => data::Sizes::TINY,
+        (_, true) => data::Sizes::QUICK,
+        _ => data::Sizes::FULL,
+    };
+    let free = machine::free_bytes(&arguments.scratch)?;
+    ensure!(
+        free >= sizes.scratch,
+        "{} has {} MiB free, the run needs {}: name another directory with --scratch",
+        arguments.scratch.display(),
+        free >> 20,
+        sizes.scratch >> 20
+    );
     let scratch = tempfile::Builder::new().prefix("alluxio-bench-").tempdir_in(&arguments.scratch)?;
-    let root = scratch.path().join("data");
+    let scratch_path = scratch.path().canonicalize()?;
+    cleanup::on_signals(scratch_path.clone())?;
 
+    let root = scratch_path.join("data");
     eprintln!("making data in {}", root.display());
-    for bucket in ["large", "streams", "small", "walked", "firsts"] {
-        fs::create_dir_all(root.join(bucket)).with_context(|| format!("make {bucket}"))?;
+    data::make(&root, &sizes)?;
+    if !arguments.tiny {
+        machine::drop_caches()?;
     }
-    data::large(&root.join("large/file"), sizes.large)?;
-    for number in 0..4 {
-        data::large(&root.join(format!("streams/file{number}")), sizes.large / 2)?;
-    }
-    data::tree(&root.join("small"), sizes.small, 100 << 10, SMALL_PER_DIRECTORY)?;
-    data::tree(&root.join("walked"), sizes.walked, 1, 1_000)?;
-    data::tree(&root.join("firsts"), sizes.firsts, 4 << 20, FIRSTS_PER_DIRECTORY)?;
-    machine::drop_caches()?;
-    machine::occupy_memory(scratch.path(), 12)?;
-
     let context = rows::Context {
-        places: mounts::Places { scratch: scratch.path().to_owned(), ours },
+        places: mounts::Places { scratch: scratch_path.clone(), ours },
+        memory: machine::Memory::new(&scratch_path, !arguments.tiny)?,
         sizes,
         repetitions: arguments.repetitions.max(1),
         data: root,
-        wanted: arguments.rows,
     };
     let mut report = format!(
-        "{}; {} sizes, {} repetitions, {}\n",
+        "{}; {} sizes, {} repetitions, alluxio-fuse {}\n",
         machine::describe(),
-        if arguments.quick { "small" } else { "full" },
+        sizes.label,
         context.repetitions,
         env!("CARGO_PKG_VERSION"),
     );
     println!("{report}");
-    for group in rows::GROUPS {
-        for row in group(&context)? {
-            let text = row.render();
-            println!("{text}");
-            report.push_str(&text);
-        }
+    let (mut verdicts, mut failed) = (Vec::new(), Vec::new());
+    for wanted in wanted {
+        eprintln!("{}…", wanted.name);
+        cleanup::within(wanted.name, rows::MINUTES_PER_ROW);
+        let text = match (wanted.measure)(&context, wanted.name) {
+            Ok(row) => {
+                verdicts.extend(row.verdicts());
+                row.render()
+            }
+            Err(error) => {
+                failed.push(wanted.name);
+                format!("\n### {}\n\nFAILED: {error:#}\n", wanted.name)
+            }
+        };
+        println!("{text}");
+        report.push_str(&text);
     }
+    let text = table::summary(&verdicts);
+    println!("{text}");
+    report.push_str(&text);
     if let Some(path) = arguments.report {
         fs::write(&path, report).with_context(|| format!("write {}", path.display()))?;
+    }
+    if !failed.is_empty() {
+        bail!("rows that could not be measured: {}", failed.join(", "));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The S3 server that is measured against: the test crate's, in a process of its own, over the run's data.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::{
     io::{BufRead, BufReader},
     path::Path,
@@ -27,8 +27,11 @@ impl Server {
             .context("start the S3 server")?;
         let mut line = String::new();
         let out = child.stdout.take().context("no output of the server")?;
+        let mut server = Self { child, endpoint: String::new() };
         BufReader::new(out).read_line(&mut line)?;
-        Ok(Self { child, endpoint: line.trim().to_owned() })
+        line.trim().clone_into(&mut server.endpoint);
+        ensure!(server.endpoint.starts_with("http"), "the S3 server did not start");
+        Ok(server)
     }
 
     /// Its URL.
@@ -44,13 +47,16 @@ impl Drop for Server {
     }
 }
 
-/// The server process itself: serves until its standard input is closed.
+/// The server process itself: serves until its standard input is closed, by the end of the benchmark if not before.
 pub fn serve(data: &Path, latency_ms: u64) -> Result<()> {
-    let server = s3server::Server::start(s3server::Options::default())?;
+    let options = s3server::Options { log_size: 0, ..s3server::Options::default() };
+    let server = s3server::Server::start(options)?;
     for entry in std::fs::read_dir(data)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            server.adopt(&entry.file_name().to_string_lossy(), &entry.path())?;
+            let bucket = entry.file_name().to_string_lossy().into_owned();
+            server.create_bucket(&bucket)?;
+            server.adopt(&bucket, entry.path())?;
         }
     }
     server.set_latency(Duration::from_millis(latency_ms));

@@ -109,7 +109,7 @@ pub struct ReplyBuffer {
 
 impl ReplyBuffer {
     /// The bytes, to be written.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
 
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(pool.used(), 0);
         assert!(pool.idle.lock().iter().map(Vec::capacity).sum::<usize>() <= 8 * UNIT);
         let mut huge = pool.try_get(100 * UNIT).unwrap();
-        huge.as_mut().fill(7);
+        huge.bytes_mut().fill(7);
         assert!(pool.try_get(1).is_none(), "one larger than the share takes all of it");
         drop(huge);
         assert!(pool.idle.lock().iter().map(Vec::capacity).sum::<usize>() <= 8 * UNIT);

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct ClientOptions {
     /// The most that one stream is prefetched ahead, in bytes (`alluxio.user.prefetch.window`); 0: no prefetch.
     pub prefetch_window: u64,
+    /// The most that all streams together are prefetched ahead, in bytes; divided among them.
+    pub prefetch_total: u64,
     /// Requests that a recognised stream keeps in flight (extents of its window).
     pub prefetch_extents: u32,
     /// Files of at most this size are prefetched when their siblings are read one after the other; 0: never.
@@ -19,21 +21,19 @@ pub struct ClientOptions {
     pub retry_deadline: Duration,
     /// How often one page is tried again within that time.
     pub retries: u32,
-    /// The largest read, in bytes: what the reply buffers are made for.
-    pub max_read: usize,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             prefetch_window: 64 << 20,
+            prefetch_total: 128 << 20,
             prefetch_extents: 16,
             sibling_max_size: 1 << 20,
             sibling_parallel: 64,
             complete_on_open: true,
             retry_deadline: Duration::from_secs(60),
             retries: 3,
-            max_read: 1 << 20,
         }
     }
 }

@@ -140,7 +140,7 @@ impl Streams {
                 let stream = &mut self.list[index];
                 stream.used = tick;
                 stream.add(offset, end, how);
-                if !stream.recognised && (stream.forward >= needed || stream.backward >= needed + 1) {
+                if !stream.recognised && (stream.forward >= needed || stream.backward > needed) {
                     stream.recognise(limits, random >= RANDOM);
                 }
                 if stream.recognised {
@@ -330,11 +330,8 @@ impl Stream {
         self.recognised = true;
         let pages = if doubtful { 2 } else { limits.extents.max(2) };
         self.window = (pages * limits.page_size).min(limits.window);
-        self.grow_at = if self.is_backward() {
-            self.start.saturating_sub(self.window / 4)
-        } else {
-            self.front + self.window / 4
-        };
+        self.grow_at =
+            if self.is_backward() { self.start.saturating_sub(self.window / 4) } else { self.front + self.window / 4 };
     }
 
     /// Asks for what the window lacks, in extents.

@@ -19,7 +19,7 @@ mod run;
 mod sink;
 
 use crate::{
-    fs::{Fs, Opened, Opening},
+    fs::{Fs, Opened, Read},
     passthrough::{Registrar, Token},
 };
 use common::{
@@ -233,11 +233,11 @@ impl Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let timer = Timer::start(FuseOp::Open);
         caught(|| match self.fs.open_now(ino.0, flags.0, &reply) {
-            Opening::Done(opened) => reply_open(timer, opened, reply),
-            Opening::Later(file) => {
+            Some(opened) => reply_open(timer, opened, reply),
+            None => {
                 let fs = self.fs.clone();
                 self.drive(async move {
-                    let opened = fs.open(ino.0, flags.0, file, &reply).await;
+                    let opened = fs.open(ino.0, flags.0, &reply).await;
                     reply_open(timer, opened, reply);
                 });
             }
@@ -263,7 +263,9 @@ impl Filesystem for Adapter {
                     buffer.resize(length, 0);
                 }
                 match self.fs.read_now(fh.0, offset, &mut buffer[..length]) {
-                    Some(read) => reply_data(timer, read.map(|read| &buffer[..read]), reply),
+                    Some(Ok(Read::Lent(read))) => reply_data(timer, Ok(&buffer[..read]), reply),
+                    Some(Ok(Read::Own(data))) => reply_data(timer, Ok(&data), reply),
+                    Some(Err(error)) => reply_data(timer, Err(error), reply),
                     None => {
                         let fs = self.fs.clone();
                         self.drive(async move {

@@ -1,21 +1,41 @@
 //! Builds what a mount consists of: under storage, page store, worker, client, file system, adapter.
 //!
 //! Invariant: when [`filesystem`] returns, the under storage has answered once (its root can be used with these
-//! credentials), so that a mount never comes up over something that cannot work.
+//! credentials), so that a mount never comes up over something that cannot work. When it fails, nothing of it goes on.
 
 use crate::{
     adapter::Adapter,
     fs::{Fs, FsOptions},
+    passthrough::stack_depth,
 };
-use common::{Error, Result, UfsUri, conf::Conf, worker::Worker};
+use bytes::Bytes;
+use client::{Client, ClientOptions};
+use common::{
+    Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
+    budget::MemoryBudget,
+    conf::{
+        Conf,
+        keys::{fuse, user},
+    },
+    metrics::metrics,
+    page::PagePool,
+    worker::{PagedFile, Worker},
+};
 use std::{
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
+use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
 use tokio::runtime::Runtime;
+use ufs::{Secret, UfsOptions, UnderStorage};
+use worker::{EmbeddedWorker, PageSource, Space, WorkerOptions};
 
 /// How often the file system looks after what it keeps.
 const TICK: Duration = Duration::from_secs(10);
+
+/// What an operation may take beyond the deadline of the storage, for requests that follow each other.
+const PATIENCE: u32 = 4;
 
 /// What is to be mounted, and how.
 #[derive(Debug, Clone)]
@@ -24,7 +44,7 @@ pub struct MountPlan {
     pub uri: UfsUri,
     /// The configuration, options of the mount included (timeouts, kernel cache, passthrough, threads).
     pub conf: Conf,
-    /// Options of the under storage that count for this mount only; they override `conf`.
+    /// Settings of the service behind OpenDAL by its own names; they override those from `conf`.
     pub ufs_options: Vec<(String, String)>,
     /// Whether the mount takes no writes. Until writes come this changes nothing: they answer EROFS anyway.
     pub read_only: bool,
@@ -33,7 +53,7 @@ pub struct MountPlan {
 /// A file system that is ready to be mounted.
 ///
 /// Take it down in this order: end the FUSE session (which drops the adapter), drop `fs`, then
-/// `runtime.shutdown_timeout(..)`. It must not be dropped inside an asynchronous task.
+/// `runtime.shutdown_timeout(..)`, then `store`. It must not be dropped inside an asynchronous task.
 pub struct MountedParts {
     /// What fuser serves; give it to `fuser::Session::from_fd` or `Session::new`.
     pub adapter: Adapter,
@@ -43,6 +63,8 @@ pub struct MountedParts {
     pub runtime: Runtime,
     /// How many threads should take requests (`fuser::Config::n_threads`; never `clone_fd`).
     pub threads: usize,
+    /// The page store, for figures; none when there is nothing to cache or the cache is off.
+    pub store: Option<Arc<PageStore>>,
 }
 
 /// The parts that a test may bring itself.
@@ -51,16 +73,204 @@ pub struct Parts {
     pub worker: Arc<dyn Worker>,
     /// How the file system behaves.
     pub options: FsOptions,
+    /// How files are read.
+    pub client: ClientOptions,
+    /// Memory for reading, in bytes.
+    pub memory: usize,
 }
 
-/// Builds a file system over parts that exist already.
+/// Builds everything that `plan` asks for and probes the under storage. Blocks; call it outside of asynchronous tasks and
+/// after the process has forked into the background (it starts threads).
+///
+/// # Errors
+/// One line that names the thing and the cause: the storage that does not answer, the directory that is missing, the
+/// cache directory that cannot be used.
+pub fn filesystem(plan: &MountPlan) -> Result<MountedParts> {
+    let runtime = runtime(processors())?;
+    match build(plan, &runtime) {
+        Ok((fs, store)) => Ok(mounted(fs, store, runtime)),
+        Err(error) => {
+            // Whatever may hang in a call to the system is not waited for.
+            runtime.shutdown_background();
+            Err(error)
+        }
+    }
+}
+
+fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<PageStore>>)> {
+    let conf = &plan.conf;
+    let handle = runtime.handle().clone();
+    let _inside = handle.enter();
+    let mut options = UfsOptions::from_conf(conf, &plan.uri);
+    options.service.extend(plan.ufs_options.iter().map(|(name, value)| (name.clone(), Secret::new(value.as_str()))));
+    let storage = ufs::open(&plan.uri, &options)?;
+    probe(&*storage, conf, runtime)?;
+    let budget = MemoryBudget::new(length(conf.get(&user::MEMORY_LIMIT).bytes()));
+    metrics().budget_limit_bytes.set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
+    // What lies on this host is read where it is.
+    let store = if storage.is_local() { None } else { page_store(conf)? };
+    let pages = ReadThrough::new(
+        storage.clone(),
+        store.clone(),
+        PagePool::new(budget.clone()),
+        read_options(conf, &options),
+        handle.clone(),
+    );
+    let source = Arc::new(Through { pages: pages.clone() });
+    let worker = EmbeddedWorker::new(storage.clone(), source, budget.clone(), worker_options(conf), handle.clone());
+    let weak = Arc::downgrade(&worker);
+    pages.on_stale(move |path| {
+        if let Some(worker) = weak.upgrade() {
+            worker.forget(path);
+        }
+    });
+    let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
+    let fs_options = FsOptions::from_conf(conf, local.as_deref());
+    let client_options = client_options(conf, fs_options.passthrough && store.is_some());
+    let client = Client::new(worker, budget, client_options, handle);
+    Ok((Fs::new(client, fs_options), store))
+}
+
+fn probe(storage: &dyn UnderStorage, conf: &Conf, runtime: &Runtime) -> Result<()> {
+    // A little less than the start as a whole may take, so that this line is the one that is printed.
+    let limit = conf.get(&fuse::MOUNT_TIMEOUT).mul_f64(0.8).min(conf.get(&user::UFS_DEADLINE));
+    match runtime.block_on(async { tokio::time::timeout(limit, storage.probe()).await }) {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("{} did not answer within {limit:?}; check the address and the network", storage.uri()),
+        )),
+    }
+}
+
+fn page_store(conf: &Conf) -> Result<Option<Arc<PageStore>>> {
+    let paths = conf.get(&user::CLIENT_CACHE_DIRS);
+    let share = conf.get(&user::CLIENT_CACHE_SIZE).bytes() / paths.len().max(1) as u64;
+    let sizes = conf.get(&user::CLIENT_CACHE_SIZES);
+    let dirs = paths.into_iter().enumerate().map(|(at, path)| DirOptions {
+        path,
+        capacity: sizes.get(at).map_or(share, |size| size.bytes()),
+    });
+    let dirs: Vec<_> = dirs.filter(|dir| dir.capacity > 0).collect();
+    if dirs.is_empty() {
+        return Ok(None);
+    }
+    let options = StoreOptions {
+        dirs,
+        page_size: page_size(conf),
+        high_watermark: conf.get(&user::CLIENT_CACHE_WATERMARK_HIGH).0,
+        low_watermark: conf.get(&user::CLIENT_CACHE_WATERMARK_LOW).0,
+        ..StoreOptions::default()
+    };
+    let store = PageStore::open(options)?;
+    Ok((!store.is_off()).then_some(store))
+}
+
+fn page_size(conf: &Conf) -> u32 {
+    u32::try_from(conf.get(&user::CLIENT_CACHE_PAGE_SIZE).bytes()).unwrap_or(1 << 20)
+}
+
+fn read_options(conf: &Conf, ufs: &UfsOptions) -> ReadOptions {
+    let concurrency = ufs.concurrency.max(2);
+    ReadOptions {
+        page_size: page_size(conf),
+        deadline: conf.get(&user::UFS_DEADLINE),
+        concurrency,
+        prefetch_concurrency: concurrency - concurrency / 4,
+        ..ReadOptions::default()
+    }
+}
+
+fn worker_options(conf: &Conf) -> WorkerOptions {
+    let entries = length(conf.get(&user::METADATA_CACHE_MAX_SIZE));
+    let ages = [conf.get(&user::METADATA_SYNC_INTERVAL).after(), conf.get(&user::METADATA_CACHE_EXPIRATION_TIME).after()];
+    let sync_interval = ages.into_iter().flatten().min();
+    WorkerOptions {
+        // Without entries nothing is remembered, as with an interval of nothing.
+        sync_interval: if entries == 0 { Some(Duration::ZERO) } else { sync_interval },
+        negative_ttl: conf.get(&user::METADATA_NEGATIVE_TTL),
+        metadata_entries: entries,
+        ..WorkerOptions::default()
+    }
+}
+
+fn client_options(conf: &Conf, complete_on_open: bool) -> ClientOptions {
+    let enabled = |on: bool, value: u64| if on { value } else { 0 };
+    let prefetch = conf.get(&user::PREFETCH_ENABLED);
+    let siblings = prefetch && conf.get(&user::PREFETCH_SIBLINGS_ENABLED);
+    ClientOptions {
+        prefetch_window: enabled(prefetch, conf.get(&user::PREFETCH_WINDOW).bytes()),
+        sibling_max_size: enabled(siblings, conf.get(&user::PREFETCH_SIBLINGS_MAX_FILE_SIZE).bytes()),
+        sibling_parallel: length(conf.get(&user::PREFETCH_SIBLINGS_CONCURRENCY)),
+        complete_on_open,
+        ..ClientOptions::default()
+    }
+}
+
+impl FsOptions {
+    /// What `conf` says. `local`: the directory of the under storage, when it is one of this host.
+    pub fn from_conf(conf: &Conf, local: Option<&Path>) -> Self {
+        let cache = conf.get(&user::CLIENT_CACHE_DIRS);
+        let stack_depth = match local {
+            Some(directory) => stack_depth([directory]),
+            None => stack_depth(cache.iter().map(PathBuf::as_path)),
+        };
+        Self {
+            attr_timeout: conf.get(&fuse::ATTR_TIMEOUT),
+            entry_timeout: conf.get(&fuse::ENTRY_TIMEOUT),
+            negative_timeout: conf.get(&user::METADATA_NEGATIVE_TTL),
+            kernel_cache: conf.get(&fuse::KERNEL_CACHE),
+            passthrough: conf.get(&fuse::PASSTHROUGH) == fuse::Passthrough::Auto,
+            stack_depth,
+            max_handles: length(conf.get(&fuse::MAX_OPEN_HANDLES)),
+            max_request: u32::try_from(conf.get(&fuse::MAX_REQUEST_SIZE).bytes()).unwrap_or(1 << 20),
+            max_background: u16::try_from(conf.get(&fuse::MAX_BACKGROUND)).unwrap_or(u16::MAX),
+            threads: match conf.get(&fuse::THREADS) {
+                0 => processors(),
+                threads => length(threads),
+            },
+            deadline: conf.get(&user::UFS_DEADLINE) * PATIENCE,
+        }
+    }
+}
+
+/// Where the worker gets pages from: through the page store from the under storage.
+struct Through {
+    pages: Arc<ReadThrough>,
+}
+
+impl PageSource for Through {
+    fn open(&self, path: &UfsPath, attr: Arc<Attr>, head: Option<Bytes>) -> Arc<dyn PagedFile> {
+        match head {
+            Some(head) => self.pages.open_seeded(path, attr, &head),
+            None => self.pages.open(path, attr),
+        }
+    }
+
+    fn space(&self) -> Option<Space> {
+        let stats = self.pages.store()?.stats();
+        Some(Space { capacity: stats.capacity, used: stats.used, files: stats.files })
+    }
+}
+
+/// Builds a file system over a worker that exists already.
 ///
 /// # Errors
 /// The runtime's threads could not be started.
 pub fn from_parts(parts: Parts) -> Result<MountedParts> {
     let runtime = runtime(2)?;
-    let fs = Fs::new(parts.worker, parts.options);
-    mounted(fs, runtime)
+    let budget = MemoryBudget::new(parts.memory);
+    let client = Client::new(parts.worker, budget, parts.client, runtime.handle().clone());
+    Ok(mounted(Fs::new(client, parts.options), None, runtime))
+}
+
+fn length(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// Processors of this machine, as a number of threads: 2 at least, 8 at most.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
 }
 
 fn runtime(threads: usize) -> Result<Runtime> {
@@ -73,7 +283,7 @@ fn runtime(threads: usize) -> Result<Runtime> {
         .map_err(|error| Error::io("the threads of the daemon", error))
 }
 
-fn mounted(fs: Arc<Fs>, runtime: Runtime) -> Result<MountedParts> {
+fn mounted(fs: Arc<Fs>, store: Option<Arc<PageStore>>, runtime: Runtime) -> MountedParts {
     let weak = Arc::downgrade(&fs);
     runtime.spawn(async move {
         loop {
@@ -84,5 +294,5 @@ fn mounted(fs: Arc<Fs>, runtime: Runtime) -> Result<MountedParts> {
     });
     let adapter = Adapter::new(fs.clone(), runtime.handle().clone());
     let threads = fs.options().threads;
-    Ok(MountedParts { adapter, fs, runtime, threads })
+    MountedParts { adapter, fs, runtime, threads, store }
 }

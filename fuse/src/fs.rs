@@ -1,4 +1,4 @@
-//! The file system: POSIX semantics over a [`Worker`], without any FUSE type, so that it is tested without a mount.
+//! The file system: POSIX semantics over a [`Worker`] and its [`Client`], without any FUSE type, so that it is tested without a mount.
 //!
 //! Every operation comes in two forms. The one whose name ends in `_now` answers from memory or local disk, or says
 //! (`None`) that somebody must be asked; the other one asks, and always ends, since it has a deadline of its own behind
@@ -19,10 +19,11 @@ pub mod handles;
 pub mod inode;
 mod open;
 
-pub use content::Data;
-pub use open::{Opened, Opening, PASSTHROUGH_HANDLE};
+pub use content::Read;
+pub use open::{Opened, PASSTHROUGH_HANDLE};
 
 use crate::passthrough::{Passthrough, Switch};
+use client::Client;
 use common::{Attr, Error, ErrorKind, Result, StatFs, conf::keys::fuse::KernelCache, metrics::metrics, worker::Worker};
 use directory::DirectoryHandle;
 use handles::{Handles, Limit};
@@ -30,7 +31,10 @@ use inode::{Inode, InodeTable};
 use open::FileHandle;
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -100,26 +104,29 @@ pub struct FsStatus {
 
 /// The file system of one mount. Shared by `Arc`.
 pub struct Fs {
-    worker: Arc<dyn Worker>,
+    client: Arc<Client>,
     options: FsOptions,
     inodes: InodeTable,
     files: Handles<FileHandle>,
     directories: Handles<DirectoryHandle>,
     limit: Limit,
     passthrough: Passthrough,
+    /// What had been read at the last tick, to tell when nobody reads.
+    read_before: AtomicU64,
 }
 
 impl Fs {
-    /// A file system over `worker`.
-    pub fn new(worker: Arc<dyn Worker>, options: FsOptions) -> Arc<Self> {
+    /// A file system that asks and reads through `client`.
+    pub fn new(client: Arc<Client>, options: FsOptions) -> Arc<Self> {
         let reason = if options.passthrough { "the kernel has not been asked yet" } else { "switched off by option" };
         Arc::new(Self {
-            worker,
+            client,
             inodes: InodeTable::new(),
             files: Handles::new(),
             directories: Handles::new(),
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
+            read_before: AtomicU64::new(0),
             options,
         })
     }
@@ -155,13 +162,17 @@ impl Fs {
     /// What must happen now and then: registrations that nobody used for a while are taken back, gauges are set.
     pub fn tick(&self, now: Instant) {
         self.passthrough.expire(now);
+        let read = metrics().fuse_read_bytes.get();
+        if self.read_before.swap(read, Ordering::Relaxed) == read {
+            self.client.shared().buffers().trim();
+        }
         metrics().inodes.set(i64::try_from(self.inodes.len()).unwrap_or(i64::MAX));
         metrics().open_files.set(i64::try_from(self.limit.used()).unwrap_or(i64::MAX));
     }
 
     /// Space, from memory.
     pub fn stat_fs(&self) -> StatFs {
-        self.worker.stat_fs()
+        self.worker().stat_fs()
     }
 
     /// Takes back lookups that the kernel has forgotten.
@@ -169,6 +180,15 @@ impl Fs {
         if self.inodes.forget(id, lookups) {
             self.passthrough.drop_kept(id);
         }
+    }
+
+    /// The client that it reads through.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    fn worker(&self) -> &Arc<dyn Worker> {
+        self.client.worker()
     }
 
     fn inode(&self, id: u64) -> Result<Arc<Inode>> {
@@ -204,3 +224,6 @@ pub struct Entry {
 pub fn read_only() -> Error {
     Error::new(ErrorKind::ReadOnly, "this mount takes no writes")
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,5 +6,8 @@
 
 pub mod adapter;
 pub mod assemble;
+pub mod command;
 pub mod fs;
 pub mod passthrough;
+pub mod session;
+pub mod web;

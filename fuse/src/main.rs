@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The program `alluxio-fuse`; see [`fuse::command`].
+
+fn main() {
+    fuse::command::main()
+}

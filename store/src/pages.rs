@@ -40,6 +40,9 @@ use std::{
 };
 use threads::{Threads, WriteJob};
 
+/// Told whether a page that was submitted is present now.
+pub type Done = Box<dyn FnOnce(bool) + Send>;
+
 /// One directory that holds cached pages.
 #[derive(Debug, Clone)]
 pub struct DirOptions {
@@ -217,11 +220,11 @@ impl PageStore {
         file: &Arc<StoredFile>,
         page: u64,
         load: Arc<PageLoad>,
-        done: Box<dyn FnOnce(bool) + Send>,
-    ) -> Result<(), (Arc<PageLoad>, Box<dyn FnOnce(bool) + Send>)> {
+        done: Done,
+    ) -> Result<(), (Arc<PageLoad>, Done)> {
         let job = WriteJob { file: file.clone(), page, load, done };
         self.threads.submit(file.dir().index, job).map_err(|job| {
-            self.shared.counters.bypassed_pages.fetch_add(1, Relaxed);
+            self.shared.counters.bypassed(job.load.len() as u64);
             (job.load, job.done)
         })
     }
@@ -270,8 +273,14 @@ impl PageStore {
     /// is stored any more. A directory that hangs is not waited for.
     pub fn shutdown(&self) {
         self.threads.stop();
+        for dir in &self.dirs {
+            dir.closed.store(true, Relaxed);
+        }
         for dir in self.dirs.iter().filter(|dir| !dir.health.is_down()) {
             dir.flush_journal();
+            // From here on this store changes nothing in the directory but for unlinking what proves damaged, which
+            // costs another store a miss at most.
+            *dir.lock.lock() = None;
         }
     }
 }
@@ -294,7 +303,7 @@ impl std::fmt::Debug for PageStore {
 
 fn check(options: &StoreOptions) -> Result<()> {
     let wrong = |why: String| Err(Error::new(ErrorKind::InvalidArgument, why));
-    if options.page_size == 0 || options.page_size % 4096 != 0 {
+    if options.page_size == 0 || !options.page_size.is_multiple_of(4096) {
         return wrong(format!("page size {}: it must be a multiple of 4096 bytes", options.page_size));
     }
     let (low, high) = (options.low_watermark, options.high_watermark);

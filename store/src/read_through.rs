@@ -125,7 +125,9 @@ impl ReadThrough {
         Arc::new(Self {
             page_size: page_size.max(1),
             requests: Arc::new(Semaphore::new(options.concurrency.max(1))),
-            prefetches: Arc::new(Semaphore::new(options.prefetch_concurrency.min(options.concurrency).max(1))),
+            prefetches: Arc::new(Semaphore::new(
+                options.prefetch_concurrency.min(options.concurrency.saturating_sub(1)).max(1),
+            )),
             files: (0..SHARDS).map(|_| Mutex::default()).collect(),
             recent: Recent::new(recent_bytes),
             on_stale: OnceLock::new(),
@@ -139,6 +141,7 @@ impl ReadThrough {
     }
 
     /// Has `call` called whenever the storage says that it no longer has a version. Set once, before the first open.
+    /// What owns this `ReadThrough` is captured weakly, else neither would ever go.
     pub fn on_stale(&self, call: impl Fn(&UfsPath) + Send + Sync + 'static) {
         // A second one is a mistake of the program, and changes nothing.
         let first = self.on_stale.set(Box::new(call)).is_ok();

@@ -1,12 +1,16 @@
 //! The command line: how mounts are made, shown and taken away.
 
-use std::path::Path;
+use std::{
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use nix::sys::signal::Signal;
 use tests::{
     Mounting, Store, daemon,
     data::errno,
-    machine::{MountPoint, mounted},
+    machine::{MountPoint, detach, mounted},
     mount::wait_unmounted,
     mounts_work, wait_for,
 };
@@ -167,4 +171,64 @@ fn the_readahead_window_is_raised() {
         wait_for("the window is raised", raised);
     }
     mount.stop();
+}
+
+/// Changes a command to run as nobody, from a directory that is nobody's.
+fn as_nobody(command: &mut Command) -> &mut Command {
+    command.uid(NOBODY).gid(NOBODY)
+}
+
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn a_plain_user_mounts_with_fusermount() {
+    if !mounts_work() {
+        return;
+    }
+    let helper = ["/usr/bin/fusermount3", "/bin/fusermount3"].into_iter().find_map(|path| std::fs::metadata(path).ok());
+    if helper.is_none_or(|found| found.mode() & 0o4000 == 0) {
+        eprintln!("skipped: there is no fusermount3 with the set-user-id bit");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    // Where the tests are built may be closed to others.
+    let program = home.path().join("alluxio-fuse");
+    std::fs::copy(daemon::program(), &program).unwrap();
+    let (data, point) = (home.path().join("data"), home.path().join("mnt"));
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("file"), b"content").unwrap();
+    for path in [home.path(), &data, &data.join("file")] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let _point = Detached(point.clone());
+    let run = |words: &[&str]| {
+        let mut command = daemon::command_of(&program, home.path());
+        as_nobody(command.args(words));
+        daemon::run(command)
+    };
+    let (data, shown) = (data.to_str().unwrap(), point.to_str().unwrap());
+    let output = run(&["mount", "-o", "alluxio.fuse.web.port=0", data, shown]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let entry = mounted(&point).unwrap();
+    assert_eq!(entry.kind, "fuse.alluxio-fuse");
+    // Not even root may look into the mount of a plain user.
+    let mut cat = Command::new("cat");
+    as_nobody(cat.arg(point.join("file")).current_dir("/").stdin(Stdio::null()));
+    let read = daemon::run(cat);
+    assert_eq!(read.stdout, b"content", "{}", String::from_utf8_lossy(&read.stderr));
+    let status = run(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains(shown) && text.contains("passthrough") && text.contains("off"), "{text}");
+    let output = run(&["umount", shown]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_unmounted(&point);
+}
+
+/// Takes away what a failed test leaves mounted.
+struct Detached(PathBuf);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
 }

@@ -9,27 +9,18 @@ use tests::{
     mounts_work, pread, try_for,
 };
 
-/// Whether passthrough is on, and why not.
+/// Whether passthrough is on, and why so.
 fn state(mount: &Mount) -> (bool, String) {
     let status = mount.status();
-    let field = find(&status, "passthrough").unwrap_or_else(|| panic!("nothing about passthrough in {status}"));
-    let on = match field {
-        serde_json::Value::Bool(on) => *on,
-        serde_json::Value::String(text) => text == "on",
-        other => panic!("{other}"),
-    };
-    let reason = find(&status, "passthrough_reason").and_then(serde_json::Value::as_str).unwrap_or_default();
-    (on, reason.to_owned())
+    let on =
+        status["status"]["passthrough"].as_bool().unwrap_or_else(|| panic!("nothing about passthrough in {status}"));
+    (on, status["status"]["passthrough_reason"].as_str().unwrap_or_default().to_owned())
 }
 
-fn find<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a serde_json::Value> {
-    match value {
-        serde_json::Value::Object(fields) => {
-            fields.get(name).or_else(|| fields.values().find_map(|field| find(field, name)))
-        }
-        serde_json::Value::Array(items) => items.iter().find_map(|item| find(item, name)),
-        _ => None,
-    }
+/// Opens whose reads the kernel does itself.
+fn opens(mount: &Mount) -> f64 {
+    let status = mount.status();
+    number(&status, "passthrough_opens").unwrap_or_else(|| panic!("no passthrough_opens in {status}"))
 }
 
 #[test]
@@ -49,7 +40,7 @@ fn on_and_off_read_the_same() {
             }
             tree.compare_names(mount.path()).unwrap();
             let (on, reason) = state(mount);
-            assert!(on == reason.is_empty(), "{option}: {on}, {reason:?}");
+            assert!(on || !reason.is_empty(), "{option}: off, and no reason given");
             if option == "passthrough=off" {
                 assert!(!on && reason.contains("option"), "{reason}");
             }
@@ -70,8 +61,7 @@ fn local_files_are_left_to_the_kernel_where_it_can() {
     assert!(std::fs::read(mount.join("file")).unwrap() == content("file", 0, 1 << 20));
     let (on, reason) = state(&mount);
     if on {
-        let registered = number(&mount.status(), "passthrough_registered").expect("a count");
-        assert!(registered >= 1.0, "a local file is registered at its open");
+        assert!(opens(&mount) >= 1.0, "a local file is registered at its open");
     } else {
         println!("no passthrough here: {reason}");
         assert!(!reason.is_empty());
@@ -151,8 +141,7 @@ fn a_cached_file_that_is_evicted_while_open_stays_right() {
     // Read until it is complete on disk (which is when passthrough can begin), or not, if it never is.
     let _ = try_for(std::time::Duration::from_secs(3), || {
         assert!(std::fs::read(&path).unwrap() == content(&family.key(0), 0, 400_000));
-        let registered = number(&mount.status(), "passthrough_registered").unwrap_or(0.0);
-        (registered >= 1.0).then_some(())
+        (opens(&mount) >= 1.0).then_some(())
     });
     let open = File::open(&path).unwrap();
     let mapped = Mapped::new(&open, 400_000).unwrap();

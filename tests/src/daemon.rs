@@ -43,7 +43,12 @@ pub fn program() -> &'static Path {
 /// A command of the program under test in an environment of its own: nothing of the machine's configuration is seen, and
 /// what would be kept in well-known places is kept in `home`.
 pub fn command(home: &Path) -> Command {
-    let mut command = Command::new(program());
+    command_of(program(), home)
+}
+
+/// The same for a copy of the program that lies elsewhere.
+pub fn command_of(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
     command.env_clear();
     for name in ["PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
         if let Some(value) = std::env::var_os(name) {

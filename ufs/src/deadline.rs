@@ -4,7 +4,6 @@ use common::{Error, ErrorKind, Result};
 use std::{future::Future, time::Duration};
 
 /// Waits for `future`, at most `limit`; then `TimedOut`, naming `what`.
-#[allow(dead_code)]
 pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(limit, future).await {
         Ok(result) => result,

@@ -30,6 +30,16 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// A setting of a profile in the shared configuration file of AWS (`profile`, else `AWS_PROFILE`, else `default`).
+    pub fn profile_setting(&self, profile: Option<&str>, name: &str) -> Option<String> {
+        let path = match self.get("AWS_CONFIG_FILE") {
+            Some(path) => PathBuf::from(path),
+            None => self.home()?.join(".aws/config"),
+        };
+        let profile = profile.or_else(|| self.get("AWS_PROFILE")).unwrap_or("default");
+        setting(&std::fs::read_to_string(path).ok()?, profile, name)
+    }
+
     /// All variables.
     pub fn variables(&self) -> &HashMap<String, String> {
         &self.variables
@@ -45,5 +55,42 @@ impl fmt::Debug for Environment {
     /// Names only: values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.variables.keys()).finish()
+    }
+}
+
+/// The value of `name` in the section of `profile`.
+fn setting(text: &str, profile: &str, name: &str) -> Option<String> {
+    let mut inside = false;
+    for line in text.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            let section = section.trim();
+            inside = section.strip_prefix("profile ").map_or(section, str::trim) == profile;
+        } else if inside
+            && let Some((key, value)) = line.split_once('=')
+            && key.trim() == name
+        {
+            return Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_found_in_their_profile() {
+        let text = "[default]\nregion = us-west-1\n# x\n[profile work]\noutput=json\nregion=eu-west-3\n";
+        assert_eq!(setting(text, "default", "region").as_deref(), Some("us-west-1"));
+        assert_eq!(setting(text, "work", "region").as_deref(), Some("eu-west-3"));
+        assert_eq!(setting(text, "other", "region"), None);
+    }
+
+    #[test]
+    fn values_are_not_shown() {
+        let environment = Environment::of([("AWS_SECRET_ACCESS_KEY", "hush")]);
+        assert!(!format!("{environment:?}").contains("hush"));
+        assert_eq!(environment.get("AWS_SECRET_ACCESS_KEY"), Some("hush"));
     }
 }

@@ -28,7 +28,9 @@ impl UfsOptions {
                 secret_key: conf.get(&underfs::S3_SECRET_KEY).map(Secret::new),
                 session_token: conf.get(&underfs::S3_SESSION_TOKEN).map(Secret::new),
                 profile: conf.get(&underfs::S3_PROFILE),
+                role_arn: conf.get(&underfs::S3_ROLE_ARN),
                 anonymous: conf.get(&underfs::S3_ANONYMOUS),
+                check_directory: true,
             },
             service: service(conf, uri).into_iter().collect(),
             ..Self::default()

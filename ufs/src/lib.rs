@@ -3,10 +3,15 @@
 mod deadline;
 pub mod environment;
 mod from_conf;
+pub mod object;
+mod observe;
 pub mod open;
 pub mod options;
 mod posix;
+mod retry;
+mod s3;
 pub mod storage;
+mod tls;
 
 pub use environment::Environment;
 pub use open::open;

@@ -1,6 +1,6 @@
 //! From a URI to the under storage that it names.
 
-use crate::{options::UfsOptions, posix::Posix, storage::UnderStorage};
+use crate::{options::UfsOptions, posix::Posix, s3::S3, storage::UnderStorage};
 use common::{Error, ErrorKind, Result, UfsUri};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 pub fn open(uri: &UfsUri, options: &UfsOptions) -> Result<Arc<dyn UnderStorage>> {
     match uri.scheme() {
         "file" => Ok(Arc::new(Posix::open(uri, options)?)),
+        "s3" | "s3a" => Ok(Arc::new(S3::open(uri, options)?)),
         scheme => Err(Error::new(
             ErrorKind::InvalidArgument,
             format!("{uri}: unknown scheme {scheme}; these work: {}", schemes().join(", ")),
@@ -18,5 +19,5 @@ pub fn open(uri: &UfsUri, options: &UfsOptions) -> Result<Arc<dyn UnderStorage>>
 
 /// The schemes that this build knows.
 pub fn schemes() -> Vec<&'static str> {
-    vec!["file"]
+    vec!["file", "s3", "s3a"]
 }

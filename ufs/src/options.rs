@@ -62,7 +62,7 @@ impl Default for UfsOptions {
 }
 
 /// What S3 needs beside bucket and prefix.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct S3Options {
     /// `http(s)://host[:port]` of a service other than AWS; without a scheme `secure` decides.
     pub endpoint: Option<String>,
@@ -82,6 +82,29 @@ pub struct S3Options {
     pub session_token: Option<Secret>,
     /// Profile of the shared configuration files, before `AWS_PROFILE`.
     pub profile: Option<String>,
+    /// Role to assume with the credentials found, as an ARN.
+    pub role_arn: Option<String>,
     /// No credentials at all: requests are not signed.
     pub anonymous: bool,
+    /// Whether every look-up of a name asks for a directory beside the object, in a second request at the same time.
+    pub check_directory: bool,
+}
+
+impl Default for S3Options {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            path_style: None,
+            secure: None,
+            ca_file: None,
+            access_key: None,
+            secret_key: None,
+            session_token: None,
+            profile: None,
+            role_arn: None,
+            anonymous: false,
+            check_directory: true,
+        }
+    }
 }

@@ -1,99 +1,71 @@
 //! Files of 100 KiB, opened, read and closed in random order by one process.
 
-use super::Context;
-use crate::{machine, mounts::Mount, table::Row, work};
-use anyhow::Result;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
+use super::{Candidate, Context, DIRECTORY, NATIVE, PEERS, S3};
+use crate::{
+    table::Row,
+    work::{self, SmallFile},
 };
+use anyhow::Result;
+use std::time::Duration;
 
-/// A candidate gets this long for one measurement; what it reads in it counts.
-const LIMIT: Duration = Duration::from_secs(6);
-
-/// `small-warm`, `small-cold`, and both with 20 ms added to every answer.
-pub fn rows(context: &Context) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (latency, warm, cold, warm_goal, cold_goal) in
-        [(0, "small-warm", "small-cold", 10.0, 3.0), (20, "small-warm-20ms", "small-cold-20ms", 20.0, 20.0)]
-    {
-        if context.wants(warm) {
-            rows.push(warm_row(context, latency, warm, warm_goal)?);
-        }
-        if context.wants(cold) {
-            rows.push(cold_row(context, latency, cold, cold_goal)?);
-        }
+/// Peers read part of the files, since all of them would take hours with latency: their rate is what counts.
+fn share(context: &Context, candidate: Candidate, latency: u64, files: &[SmallFile]) -> usize {
+    match (candidate.peer(), latency) {
+        (false, _) => files.len(),
+        (true, 0) => (context.sizes.small.files as usize / 4).min(2_000),
+        (true, _) => files.len().min(100),
     }
-    Ok(rows)
 }
 
-fn peers(context: &Context, endpoint: &str) -> Result<Vec<(&'static str, Mount)>> {
-    let mut mounts = Vec::new();
-    if machine::has("rclone") {
-        mounts.push(("rclone, S3", context.places.rclone("rclone", endpoint, "small")?));
-    }
-    if machine::has("s3fs") {
-        mounts.push(("s3fs, S3", context.places.s3fs("s3fs", endpoint, "small")?));
-    }
-    Ok(mounts)
-}
-
-/// The peers read part of the files, since all of them would take hours with latency: their rate is what counts.
-fn share<'n>(context: &Context, name: &str, latency: u64, names: &'n [PathBuf]) -> &'n [PathBuf] {
-    let most = match (name.starts_with("ours") || name == "native", latency) {
-        (true, _) => names.len(),
-        (false, 0) => 2_000.min(context.sizes.small / 4),
-        (false, _) => 100,
-    };
-    &names[..most.min(names.len())]
-}
-
-fn warm_row(context: &Context, latency: u64, name: &'static str, goal: f64) -> Result<Row> {
-    let directory = context.data.join("small");
+/// Files each second when all were read before, through mounts that stay.
+pub fn warm(context: &Context, name: &'static str, latency: u64, against_peers: f64) -> Result<Row> {
     let server = context.server(latency)?;
-    let mut mounts = vec![("ours, S3", context.places.ours_s3("s3", server.endpoint(), "small")?)];
-    mounts.extend(peers(context, server.endpoint())?);
-    let mut row = Row::new(name, "files/s, open+read+close of 100 KiB, warm").goal("ours, S3", &["rclone, S3", "s3fs, S3"], goal);
+    let mut row = Row::new(name, "files/s, open+read+close of 100 KiB, warm, 1 process").goal(S3, PEERS, against_peers);
     if latency == 0 {
-        mounts.insert(0, ("ours, directory", context.places.ours("dir", &directory.display().to_string(), &[])?));
-        row = row.goal("ours, directory", &["native"], 0.4).goal("ours, S3", &["native"], 0.4);
+        row = row.goal(DIRECTORY, NATIVE, 0.4).goal(S3, NATIVE, 0.4);
     }
-    let names = work::shuffled(&context_names(context), 1);
-    let candidates: Vec<(&str, &Path)> =
-        std::iter::once(("native", directory.as_path())).chain(mounts.iter().map(|(name, mount)| (*name, mount.point()))).collect();
-    for (candidate, root) in &candidates {
-        let names = share(context, candidate, latency, &names);
-        for _ in 0..2 {
-            work::small(root, names, Duration::from_secs(120))?;
-        }
+    let candidates = if latency == 0 {
+        Candidate::ALL
+    } else {
+        &[Candidate::Native, Candidate::S3, Candidate::Rclone, Candidate::S3fs]
+    };
+    let mut candidates = context.all_ready(candidates, "small", &server)?;
+    let all = work::small_files(&context.sizes.small)?;
+    // The share is the same in each pass, only its order changes: it is what is warm.
+    let some = work::shuffled(&all, 1);
+    for pass in 0..2 {
+        context.warm_up(&mut candidates, |ready| {
+            let share = &some[..share(context, ready.candidate, latency, &some)];
+            work::small(ready.path(), &work::shuffled(share, 10 + pass), Duration::from_secs(300)).map(drop)
+        })?;
     }
-    for repetition in 0..context.repetitions {
-        for (candidate, root) in &candidates {
-            let names = work::shuffled(share(context, candidate, latency, &names), 2 + repetition as u64);
-            row.add(candidate, work::rate(|| work::small(root, &names, LIMIT))?);
+    for repetition in 0..context.repetitions as u64 {
+        for ready in &candidates {
+            let share = &some[..share(context, ready.candidate, latency, &some)];
+            let files = work::shuffled(share, 20 + repetition);
+            let limit = ready.candidate.limit();
+            context.measure(&mut row, ready, |root| work::rate(|| work::small(root, &files, limit)))?;
         }
     }
     Ok(row)
 }
 
-fn cold_row(context: &Context, latency: u64, name: &'static str, goal: f64) -> Result<Row> {
+/// Files each second with an empty cache of the daemon, which was just mounted; the server's data is in memory.
+pub fn cold(context: &Context, name: &'static str, latency: u64, against_peers: f64) -> Result<Row> {
     let server = context.server(latency)?;
-    let all = context_names(context);
-    let mut row = Row::new(name, "files/s, open+read+close of 100 KiB, empty cache").goal("ours, S3", &["rclone, S3", "s3fs, S3"], goal);
-    for repetition in 0..context.repetitions {
-        let names = work::shuffled(&all, 100 + repetition as u64);
-        {
-            let mount = context.places.ours_s3("s3", server.endpoint(), "small")?;
-            row.add("ours, S3", work::rate(|| work::small(mount.point(), &names, Duration::from_secs(60)))?);
-        }
-        for (peer, mount) in peers(context, server.endpoint())? {
-            let names = share(context, peer, latency, &names);
-            row.add(peer, work::rate(|| work::small(mount.point(), names, LIMIT))?);
+    let all = work::small_files(&context.sizes.small)?;
+    for _ in 0..2 {
+        work::small(&context.data.join("small"), &all, super::WHOLE)?;
+    }
+    let mut row =
+        Row::new(name, "files/s, open+read+close of 100 KiB, empty cache, 1 process").goal(S3, PEERS, against_peers);
+    for repetition in 0..context.repetitions as u64 {
+        let files = work::shuffled(&all, 100 + repetition);
+        for candidate in Candidate::ON_S3 {
+            let Some(ready) = context.ready(*candidate, "small", &server)? else { continue };
+            let share = &files[..share(context, *candidate, latency, &files)];
+            context.measure(&mut row, &ready, |root| work::rate(|| work::small(root, share, candidate.limit())))?;
         }
     }
     Ok(row)
-}
-
-fn context_names(context: &Context) -> Vec<PathBuf> {
-    (0..context.sizes.small).map(|number| PathBuf::from(format!("d{:04}/f{number:06}", number / crate::SMALL_PER_DIRECTORY))).collect()
 }

@@ -25,7 +25,7 @@ use std::{
 };
 
 /// Entries that a handle keeps, beside one batch.
-const WINDOW: usize = 8192;
+pub(super) const WINDOW: usize = 8192;
 
 /// Names kept for going back; when there are more, every other one is dropped.
 const MARKS: usize = 4096;
@@ -102,7 +102,7 @@ impl Fs {
     /// `NotFound` when it is known to be gone; ENFILE beyond the limit of handles.
     pub fn open_directory(&self, id: u64) -> Result<OpenedDirectory> {
         let inode = self.inode(id)?;
-        let version = match self.worker.attr_now(&inode.path) {
+        let version = match self.worker().attr_now(&inode.path) {
             Some(attr) => attr?.version.clone(),
             None => Version::none(),
         };
@@ -180,7 +180,7 @@ impl Fs {
         let Ok(path) = directory.join(&entry.name) else { return true };
         let name = &entry.name[..];
         if sink.wants_attributes() {
-            let known = entry.attr.clone().map(Ok).or_else(|| self.worker.attr_now(&path));
+            let known = entry.attr.clone().map(Ok).or_else(|| self.worker().attr_now(&path));
             let (attr, valid) = match known {
                 Some(Ok(attr)) => (attr, true),
                 Some(Err(error)) if error.kind() == ErrorKind::NotFound => return true,
@@ -204,7 +204,7 @@ impl Fs {
         let Some((started, wall)) = stream.started else { return };
         if !handle.version.is_none() {
             // Had it changed just before, another change could hide behind the same mtime.
-            let settled = match self.worker.attr_now(&handle.inode.path) {
+            let settled = match self.worker().attr_now(&handle.inode.path) {
                 Some(Ok(attr)) => {
                     attr.version == handle.version
                         && wall.duration_since(attr.mtime.to_system_time()).is_ok_and(|age| age >= MTIME_GRAIN)
@@ -218,6 +218,13 @@ impl Fs {
         let mut state = handle.inode.state.lock();
         state.cached = Some(handle.version.clone());
         state.listed = Some(started);
+    }
+
+    /// Entries that a handle holds in memory.
+    #[cfg(test)]
+    pub(super) fn window_of(&self, handle: u64) -> usize {
+        let handle = self.directories.get(handle);
+        handle.map_or(0, |handle| handle.stream.try_lock().map_or(0, |stream| stream.window.len()))
     }
 
     /// Ends a directory handle.
@@ -270,7 +277,7 @@ impl Stream {
             }
             let listing = match &mut self.listing {
                 Some(listing) => listing,
-                none => none.insert(fs.worker.list(path).await?),
+                none => none.insert(fs.worker().list(path).await?),
             };
             match listing.next().await? {
                 Some(batch) => self.append(batch, index, &mut place),

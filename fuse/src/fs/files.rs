@@ -24,7 +24,7 @@ impl Fs {
             Ok(path) => path,
             Err(error) => return Some(Err(error)),
         };
-        let attr = self.worker.attr_now(&path)?;
+        let attr = self.worker().attr_now(&path)?;
         Some(attr.map(|attr| self.entry(&path, attr)))
     }
 
@@ -35,7 +35,7 @@ impl Fs {
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
         let path = self.child(parent, name)?;
         let parent = self.inode(parent)?;
-        let attr = self.bounded(&parent, self.worker.attr(&path, Freshness::Cached)).await?;
+        let attr = self.bounded(&parent, self.worker().attr(&path, Freshness::Cached)).await?;
         Ok(self.entry(&path, attr))
     }
 
@@ -79,7 +79,7 @@ impl Fs {
         if let Some(pinned) = pinned(&inode) {
             return Some(Ok(pinned));
         }
-        let found = self.worker.attr_now(&inode.path)?;
+        let found = self.worker().attr_now(&inode.path)?;
         Some(self.current(&inode, found))
     }
 
@@ -92,7 +92,7 @@ impl Fs {
         if let Some(pinned) = pinned(&inode) {
             return Ok(pinned);
         }
-        let found = self.bounded(&inode, self.worker.attr(&inode.path, Freshness::Cached)).await;
+        let found = self.bounded(&inode, self.worker().attr(&inode.path, Freshness::Cached)).await;
         self.current(&inode, found)
     }
 
@@ -127,7 +127,7 @@ impl Fs {
     /// `InvalidArgument` when it is none.
     pub async fn read_link(&self, id: u64) -> Result<Bytes> {
         let inode = self.inode(id)?;
-        self.bounded(&inode, self.worker.read_link(&inode.path)).await
+        self.bounded(&inode, self.worker().read_link(&inode.path)).await
     }
 
     /// Whether access of this kind is possible at all: `mask` as of access(2). Who may do it, the kernel checks.

@@ -22,7 +22,7 @@ use common::{
     Attr, Error, ErrorKind, Result,
     conf::keys::fuse::KernelCache,
     metrics::{PassthroughBacking, metrics},
-    worker::{Freshness, OpenedFile},
+    worker::Freshness,
 };
 use std::{
     sync::{
@@ -59,82 +59,43 @@ pub struct Opened {
     pub direct_io: bool,
 }
 
-/// What an open without waiting came to.
-pub enum Opening {
-    /// It is done.
-    Done(Result<Opened>),
-    /// The worker must be asked, or, when it has given a file already, have it completed.
-    Later(Option<OpenedFile>),
-}
-
 impl Fs {
-    /// Opens a file from what is known. `flags` as of open(2).
-    pub fn open_now(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Opening {
+    /// Opens a file from what is known; `None`: the worker must be asked. `flags` as of open(2).
+    pub fn open_now(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Option<Result<Opened>> {
         let inode = match self.inode(id).and_then(|inode| reading(flags).map(|()| inode)) {
             Ok(inode) => inode,
-            Err(error) => return Opening::Done(Err(error)),
+            Err(error) => return Some(Err(error)),
         };
         if self.passes() {
-            match self.worker.attr_now(&inode.path) {
+            match self.worker().attr_now(&inode.path) {
                 Some(Ok(attr)) => {
                     if let Some(done) = self.open_kept(&inode, &attr) {
-                        return Opening::Done(done);
+                        return Some(done);
                     }
                 }
-                Some(Err(error)) => return Opening::Done(Err(error)),
+                Some(Err(error)) => return Some(Err(error)),
                 None => {}
             }
         }
-        match self.worker.open_now(&inode.path) {
-            None => Opening::Later(None),
-            Some(Err(error)) => Opening::Done(Err(error)),
-            Some(Ok(file)) if self.wants_completion(&file) => Opening::Later(Some(file)),
-            Some(Ok(file)) => Opening::Done(self.conclude(&inode, file, registrar)),
-        }
+        let file = self.client.open_now(&inode.path)?;
+        Some(file.and_then(|file| self.conclude(&inode, file, registrar)))
     }
 
-    /// Opens a file, asking the worker. `file` is what [`Fs::open_now`] got already.
+    /// Opens a file, asking the worker.
     ///
     /// # Errors
     /// `ReadOnly` for writing; `Stale` when the kernel must look the name up again; ENFILE beyond the limit of handles;
     /// whatever the storage says.
-    pub async fn open(
-        &self,
-        id: u64,
-        flags: i32,
-        file: Option<OpenedFile>,
-        registrar: &dyn Registrar,
-    ) -> Result<Opened> {
+    pub async fn open(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Result<Opened> {
         reading(flags)?;
         let inode = self.inode(id)?;
-        let file = match file {
-            Some(file) => file,
-            None => self.bounded(&inode, self.worker.open(&inode.path, Freshness::Cached)).await?,
-        };
-        if self.wants_completion(&file)
-            && let OpenedFile::Paged(paged) = &file
-            && let Err(error) = self.bounded(&inode, paged.complete()).await
-        {
-            // It is read through the daemon, then. When the storage is at fault, the read will say so.
-            tracing::debug!("{}: not completed at its open: {error}", inode.path);
-        }
+        let file = self.bounded(&inode, self.client.open(&inode.path, Freshness::Cached)).await?;
         self.conclude(&inode, file, registrar)
     }
 
     /// Whether files may pass through on this mount.
     fn passes(&self) -> bool {
         self.passthrough.is_on() && self.options.kernel_cache != KernelCache::Direct
-    }
-
-    /// Whether the file is small enough to be fetched as a whole at its open, so that it can pass through.
-    fn wants_completion(&self, file: &OpenedFile) -> bool {
-        match file {
-            OpenedFile::Paged(paged) if self.passes() => {
-                let size = paged.attr().size;
-                size > 0 && size <= u64::from(paged.page_size()) && paged.export().is_none()
-            }
-            _ => false,
-        }
     }
 
     /// The short way: the inode passes through already, or a backing file of this version is kept for it.
@@ -181,7 +142,7 @@ impl Fs {
     }
 
     /// Makes a handle of an open file.
-    fn conclude(&self, inode: &Arc<Inode>, file: OpenedFile, registrar: &dyn Registrar) -> Result<Opened> {
+    fn conclude(&self, inode: &Arc<Inode>, file: client::Opened, registrar: &dyn Registrar) -> Result<Opened> {
         let attr = file.attr().clone();
         let identity = identity(&file)?;
         let (open_already, is_news) = {
@@ -190,8 +151,8 @@ impl Fs {
         };
         if is_news {
             // What the worker remembers must not be older than what it opened, else the lookup tells the old version again.
-            if matches!(self.worker.attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
-                self.worker.forget(&inode.path);
+            if matches!(self.worker().attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
+                self.worker().forget(&inode.path);
             }
             let message = format!("{}: it has changed since it was looked up", inode.path);
             return Err(Error::new(ErrorKind::Stale, message));
@@ -220,8 +181,8 @@ impl Fs {
                 none => {
                     let mode = candidate.clone().map_or(Mode::Daemon, Mode::Passthrough);
                     let local = match &file {
-                        OpenedFile::Local(local) => Some(local.file.clone()),
-                        OpenedFile::Paged(_) => None,
+                        client::Opened::Local(local) => Some(local.file.clone()),
+                        _ => None,
                     };
                     *none = Some(Box::new(Shared {
                         handles: 1,
@@ -245,12 +206,15 @@ impl Fs {
         }
         metrics().cached_opens.inc();
         // A local file may say that it is empty and have something to read all the same (in /proc), or grow.
-        let unsized_local = matches!(file, OpenedFile::Local(_)) && attr.size == 0;
+        let unsized_local = matches!(file, client::Opened::Local(_)) && attr.size == 0;
         let direct_io = unsized_local || self.options.kernel_cache == KernelCache::Direct;
         let keep_cache = !direct_io && (keep_cache || self.options.kernel_cache == KernelCache::Keep);
         let handle = self.files.insert(FileHandle {
             inode: inode.clone(),
-            content: Content::new(self, inode, file),
+            content: match file {
+                client::Opened::Local(local) => Content::Local(local.file),
+                client::Opened::Complete { reader, .. } | client::Opened::Paged(reader) => Content::Pages(reader),
+            },
             unproved: AtomicBool::new(!keep_cache && !direct_io && !attr.version.is_none()),
             attr,
         });
@@ -326,30 +290,26 @@ fn reading(flags: i32) -> Result<()> {
     Ok(())
 }
 
-fn identity(file: &OpenedFile) -> Result<Identity> {
-    match file {
-        OpenedFile::Local(local) => {
-            let stat = nix::sys::stat::fstat(&local.file).map_err(|errno| Error::os("an open file", errno as i32))?;
-            Ok(Identity::Local { dev: stat.st_dev, ino: stat.st_ino })
-        }
-        OpenedFile::Paged(paged) => {
-            let attr = paged.attr();
-            Ok(if attr.version.is_none() {
-                Identity::Unversioned { size: attr.size, mtime: attr.mtime }
-            } else {
-                Identity::Version(attr.version.clone())
-            })
-        }
+fn identity(file: &client::Opened) -> Result<Identity> {
+    if let client::Opened::Local(local) = file {
+        let stat = nix::sys::stat::fstat(&local.file).map_err(|errno| Error::os("an open file", errno as i32))?;
+        return Ok(Identity::Local { dev: stat.st_dev, ino: stat.st_ino });
     }
+    let attr = file.attr();
+    Ok(if attr.version.is_none() {
+        Identity::Unversioned { size: attr.size, mtime: attr.mtime }
+    } else {
+        Identity::Version(attr.version.clone())
+    })
 }
 
 /// What may be registered of an open file: all its bytes must be there.
-fn source(file: &OpenedFile) -> Option<Source> {
+fn source(file: &client::Opened) -> Option<Source> {
     match file {
-        OpenedFile::Local(local) => Some(Source::Local(local.file.clone())),
-        OpenedFile::Paged(paged) => {
-            let lease = paged.export()?;
-            (*lease.version() == paged.attr().version).then_some(Source::Lease(lease))
+        client::Opened::Local(local) => Some(Source::Local(local.file.clone())),
+        client::Opened::Complete { lease, reader } => {
+            (*lease.version() == reader.attr().version).then(|| Source::Lease(lease.clone()))
         }
+        client::Opened::Paged(_) => None,
     }
 }

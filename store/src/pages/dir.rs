@@ -51,8 +51,8 @@ pub(super) struct CacheDir {
     pub folder: OwnedFd,
     /// `pages/` in that.
     pub pages: OwnedFd,
-    /// Held as long as the directory is in use: no other store opens it.
-    pub _lock: Flock<File>,
+    /// Held until the store is shut down: no other store opens the directory.
+    pub lock: Mutex<Option<Flock<File>>>,
     pub capacity: u64,
     pub high: u64,
     pub low: u64,
@@ -69,6 +69,8 @@ pub(super) struct CacheDir {
     pub journal: Journal,
     pub order: Order,
     pub evicting: Mutex<()>,
+    /// Shut down: nothing is written any more.
+    pub closed: AtomicBool,
     pub can_punch: AtomicBool,
     pub shared: Arc<Shared>,
     pub wake: Mutex<Wake>,
@@ -100,7 +102,7 @@ impl CacheDir {
             path: parts.path,
             folder: parts.folder,
             pages: parts.pages,
-            _lock: parts.lock,
+            lock: Mutex::new(Some(parts.lock)),
             capacity: parts.capacity,
             low: share(parts.watermarks.0),
             high: share(parts.watermarks.1),
@@ -114,6 +116,7 @@ impl CacheDir {
             journal: parts.journal,
             order: Order::default(),
             evicting: Mutex::new(()),
+            closed: AtomicBool::new(false),
             can_punch: AtomicBool::new(true),
             shared: parts.shared,
             wake: Mutex::default(),
@@ -127,7 +130,7 @@ impl CacheDir {
     pub fn look_at_space(&self) -> bool {
         match fstatvfs(&self.folder) {
             Ok(stat) => {
-                let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+                let free = stat.blocks_available() * stat.fragment_size();
                 self.free.store(i64::try_from(free).unwrap_or(i64::MAX), Relaxed);
                 true
             }
@@ -147,6 +150,7 @@ impl CacheDir {
             }
             Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EINTR => {}
             _ => {
+                common::metrics::metrics().cache_errors.inc();
                 if self.health.failed(Instant::now()) {
                     tracing::warn!(
                         "cache directory {} is out of use after repeated errors, the last: {what}: {error}; reads go to the storage, and it is tried again every {:?}",
@@ -210,10 +214,17 @@ impl CacheDir {
     pub fn surplus(&self) -> u64 {
         let evictable = self.evictable();
         let over = if evictable > self.high { evictable - self.low } else { 0 };
-        let reserve = i64::try_from(self.reserve).unwrap_or(i64::MAX);
-        let short = reserve.saturating_sub(self.free.load(Relaxed));
-        let short = if short > 0 { short.unsigned_abs() + self.reserve / 2 } else { 0 };
+        let short = match self.short_of(0) {
+            0 => 0,
+            short => short + self.reserve / 2,
+        };
         over.max(short).min(evictable)
+    }
+
+    /// How much the disk lacks to take `bytes` and keep its reserve.
+    pub fn short_of(&self, bytes: u64) -> u64 {
+        let wanted = i64::try_from(self.reserve.saturating_add(bytes)).unwrap_or(i64::MAX);
+        wanted.saturating_sub(self.free.load(Relaxed)).max(0).unsigned_abs()
     }
 
     /// Opens a page file for reading and writing; `None` when there is none and it is not to be made.

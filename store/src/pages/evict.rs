@@ -43,10 +43,14 @@ impl CacheDir {
             return false;
         }
         let Some(_evicting) = self.evicting.try_lock() else { return false };
-        let over = (self.evictable() + bytes).saturating_sub(self.capacity);
-        let freed = self.evict(over.max(self.surplus()));
+        let over = (self.used() + bytes).saturating_sub(self.capacity);
+        let wanted = over.max(self.short_of(bytes)).max(self.surplus());
+        if wanted == 0 {
+            return true;
+        }
+        let freed = self.evict(wanted);
         self.look_at_space();
-        freed > 0 || over == 0
+        freed > 0
     }
 
     /// Evicts what the watermarks and the disk's reserve ask for.
@@ -112,9 +116,7 @@ impl StoredFile {
 
     fn evict_all_counted(&self) -> u64 {
         let (pages, bytes) = self.evict_all();
-        let counters = &self.dir().shared.counters;
-        counters.evicted_pages.fetch_add(pages, Relaxed);
-        counters.evicted_bytes.fetch_add(bytes, Relaxed);
+        self.dir().shared.counters.evicted(pages, bytes);
         bytes
     }
 
@@ -239,9 +241,7 @@ impl StoredFile {
             chunk.words[(page % CHUNK) as usize].fetch_and(!BUSY, Release);
         }
         dir.release(freed);
-        let counters = &dir.shared.counters;
-        counters.evicted_pages.fetch_add(count, Relaxed);
-        counters.evicted_bytes.fetch_add(freed, Relaxed);
+        dir.shared.counters.evicted(count, freed);
         if empty || !punched {
             // Nothing left, or the space would be lost to holes that cannot be made.
             freed += self.evict_all_counted();

@@ -238,7 +238,7 @@ impl StoredFile {
 
     /// Whether the directory takes pages now, and works well enough for a caller to wait for it.
     pub fn takes_writes(&self) -> bool {
-        self.dir.health.state() == super::HealthState::Normal
+        self.dir.health.state() == super::HealthState::Normal && !self.dir.closed.load(Relaxed)
     }
 
     /// Whether every page is present.
@@ -280,12 +280,12 @@ impl StoredFile {
             match result {
                 Ok(read) if read == length => {
                     self.note_use(offset, length as u64);
-                    self.shared.counters.read_bytes.fetch_add(length as u64, Relaxed);
+                    self.shared.counters.read(length as u64);
                     return Ok(length);
                 }
                 Ok(_) => {
                     tracing::warn!("page file of {} is shorter than its pages; it is given up", self.name());
-                    self.shared.counters.corrupt_pages.fetch_add(1, Relaxed);
+                    self.shared.counters.corrupt();
                 }
                 Err(error) => self.dir.failed("read of a page", errno(&error)),
             }
@@ -357,7 +357,7 @@ impl StoredFile {
                 }
                 Ok(_) => {
                     tracing::warn!("page {page} of {} is damaged on disk; it is fetched again", self.name());
-                    self.shared.counters.corrupt_pages.fetch_add(1, Relaxed);
+                    self.shared.counters.corrupt();
                 }
                 Err(error) => self.dir.failed("read of a page", errno(&error)),
             }
@@ -376,15 +376,17 @@ impl StoredFile {
         }
         let outcome = self.try_write(page, bytes);
         match outcome {
-            Stored::Written => self.shared.counters.stored_bytes.fetch_add(bytes.len() as u64, Relaxed),
-            Stored::Bypassed => self.shared.counters.bypassed_pages.fetch_add(1, Relaxed),
-            Stored::Present | Stored::Busy => 0,
-        };
+            Stored::Written => {
+                self.shared.counters.stored_bytes.fetch_add(bytes.len() as u64, Relaxed);
+            }
+            Stored::Bypassed => self.shared.counters.bypassed(bytes.len() as u64),
+            Stored::Present | Stored::Busy => {}
+        }
         outcome
     }
 
     fn try_write(&self, page: u64, bytes: &[u8]) -> Stored {
-        if self.dir.health.is_down() {
+        if self.dir.health.is_down() || self.dir.closed.load(Relaxed) {
             return Stored::Bypassed;
         }
         let at = (page / CHUNK) as usize;
@@ -402,7 +404,8 @@ impl StoredFile {
             return Stored::Present;
         }
         let cost = on_disk(bytes.len() as u64);
-        if !self.dir.claim(cost) && !(self.dir.make_room(cost) && self.dir.claim(cost)) {
+        let claimed = self.dir.claim(cost) || (self.dir.make_room(cost) && self.dir.claim(cost));
+        if !claimed {
             return Stored::Bypassed;
         }
         let claim = Claim { dir: &self.dir, bytes: cost };
@@ -560,7 +563,11 @@ impl StoredFile {
     }
 
     fn handle_for_write(&self) -> Result<Option<(Arc<PageFile>, u64)>, Errno> {
-        self.try_handle(true)
+        // The first try may find that the file on disk was lost and give it up; the second makes it anew.
+        match self.try_handle(true)? {
+            Some(found) => Ok(Some(found)),
+            None => self.try_handle(true),
+        }
     }
 
     fn try_handle(&self, create: bool) -> Result<Option<(Arc<PageFile>, u64)>, Errno> {
@@ -581,13 +588,13 @@ impl StoredFile {
             (state.generation, state.present == self.pages(), create && !state.on_disk)
         };
         let Some(file) = self.dir.open_pages(&self.key, create)? else {
-            self.shared.counters.corrupt_pages.fetch_add(1, Relaxed);
+            self.shared.counters.corrupt();
             self.evict_all();
             return Ok(None);
         };
         if complete && file.metadata().map_err(|error| errno(&error))?.size() < self.size {
             tracing::warn!("page file of {} is shorter than its pages; it is given up", self.name());
-            self.shared.counters.corrupt_pages.fetch_add(1, Relaxed);
+            self.shared.counters.corrupt();
             self.evict_all();
             return Ok(None);
         }

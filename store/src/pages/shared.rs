@@ -1,6 +1,7 @@
 //! What all directories of a store share: the map of files, the clock of uses, the bounded set of open descriptors.
 
 use super::{file::StoredFile, names::Key};
+use common::metrics::metrics;
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,6 +22,30 @@ pub(super) struct Counters {
     pub stored_bytes: AtomicU64,
     pub bypassed_pages: AtomicU64,
     pub corrupt_pages: AtomicU64,
+}
+
+impl Counters {
+    pub fn evicted(&self, pages: u64, bytes: u64) {
+        self.evicted_pages.fetch_add(pages, Relaxed);
+        self.evicted_bytes.fetch_add(bytes, Relaxed);
+        metrics().evicted_pages.inc_by(pages);
+        metrics().evicted_bytes.inc_by(bytes);
+    }
+
+    pub fn read(&self, bytes: u64) {
+        self.read_bytes.fetch_add(bytes, Relaxed);
+        metrics().cached_read_bytes.inc_by(bytes);
+    }
+
+    pub fn bypassed(&self, bytes: u64) {
+        self.bypassed_pages.fetch_add(1, Relaxed);
+        metrics().bypassed_bytes.inc_by(bytes);
+    }
+
+    pub fn corrupt(&self) {
+        self.corrupt_pages.fetch_add(1, Relaxed);
+        metrics().corrupt_pages.inc();
+    }
 }
 
 /// See the module.
@@ -88,7 +113,7 @@ impl Shared {
     /// Notes that `file` has opened its descriptor, and closes ones that were not used lately when there are too many.
     pub fn opened(&self, file: &Arc<StoredFile>) {
         self.open.lock().push_back(Arc::downgrade(file));
-        for _ in 0..128 {
+        for _ in 0..8 {
             if !self.close_front(self.max_open, false) {
                 break;
             }

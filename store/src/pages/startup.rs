@@ -24,7 +24,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 /// Why a directory cannot be used.
@@ -45,7 +45,7 @@ pub(super) fn open_dir(
     let index = store.dirs.iter().filter(|dir| dir.capacity > 0).position(|dir| std::ptr::eq(dir, options));
     let folder = open_folder(path)?;
     let disk = fstatvfs(&folder).map_err(|error| failure(path, "its space cannot be told", error))?;
-    let disk = disk.blocks() as u64 * disk.fragment_size() as u64;
+    let disk = disk.blocks() * disk.fragment_size();
     if disk < options.capacity {
         return Err(mistake(format!(
             "cache directory {}: its capacity of {} bytes is larger than its disk of {disk} bytes; lower the capacity",
@@ -186,10 +186,9 @@ fn lock(path: &Path, folder: &OwnedFd) -> Result<Flock<File>, Failure> {
     }
 }
 
-/// Removes page files that no journal knows: a crash came between the file and its record. `stop` ends it early.
-pub(super) fn sweep(dir: &CacheDir, stop: impl Fn() -> bool) {
-    // What is younger may belong to a file that is being written now.
-    let before = SystemTime::now() - Duration::from_secs(1);
+/// Removes page files that no journal knows: a crash came between the file and its record. Those changed after `before`
+/// stay: they may be in the making. `stop` ends it early.
+pub(super) fn sweep(dir: &CacheDir, before: SystemTime, stop: impl Fn() -> bool) {
     let before = common::Timestamp::from(before);
     let root = dir.path.join(FOLDER).join("pages");
     let Ok(folders) = std::fs::read_dir(&root) else { return };
@@ -203,7 +202,7 @@ pub(super) fn sweep(dir: &CacheDir, stop: impl Fn() -> bool) {
         let old =
             entry.metadata().is_ok_and(|meta| (meta.ctime(), meta.ctime_nsec()) < (before.sec, before.nsec.into()));
         // One that is wanted after all loses its bytes, which counts as a miss; nothing worse.
-        if old && dir.shared.find(&key).is_none() && dir.unlink(&key).is_ok() {
+        if old && dir.shared.find(&key).is_none_or(|file| file.dir().index != dir.index) && dir.unlink(&key).is_ok() {
             removed += 1;
         }
     }

@@ -4,12 +4,17 @@
 //! touches no disk: it sees that a writer or keeper has not come back, and takes the directory out of use.
 
 use super::{
+    Done, HealthState,
     dir::CacheDir,
     file::{Stored, StoredFile},
     names::FOLDER,
     startup,
 };
-use common::{Error, Result, page::PageLoad};
+use common::{
+    Error, Result,
+    metrics::{Health, metrics},
+    page::PageLoad,
+};
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::VecDeque,
@@ -19,7 +24,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How often a keeper looks at its disk.
@@ -32,7 +37,7 @@ pub(super) struct WriteJob {
     pub file: Arc<StoredFile>,
     pub page: u64,
     pub load: Arc<PageLoad>,
-    pub done: Box<dyn FnOnce(bool) + Send>,
+    pub done: Done,
 }
 
 /// What a directory's threads share.
@@ -212,7 +217,8 @@ impl Station {
     fn keep(&self, journal_delay: Duration) {
         let dir = &self.dir;
         // May take minutes on a large directory, and a hang in it does no harm: it is not watched.
-        startup::sweep(dir, || self.stopping.load(Relaxed));
+        let before = SystemTime::now() - Duration::from_secs(1);
+        startup::sweep(dir, before, || self.stopping.load(Relaxed));
         let mut last_beat = Instant::now();
         let mut journal_since: Option<Instant> = None;
         loop {
@@ -313,13 +319,36 @@ impl Station {
     }
 }
 
+/// Shows what the directories hold as metrics.
+fn show(stations: &[Arc<Station>]) {
+    let metrics = metrics();
+    let total = |value: fn(&CacheDir) -> u64| {
+        let sum: u64 = stations.iter().map(|station| value(&station.dir)).sum();
+        i64::try_from(sum).unwrap_or(i64::MAX)
+    };
+    metrics.cached_bytes.set(total(CacheDir::used));
+    metrics.cache_capacity_bytes.set(total(|dir| dir.capacity));
+    metrics.cached_pages.set(total(|dir| dir.page_count.load(Relaxed)));
+    metrics.cached_files.set(total(|dir| dir.file_count.load(Relaxed)));
+    for (state, label) in [
+        (HealthState::Normal, Health::Normal),
+        (HealthState::Unstable, Health::Unstable),
+        (HealthState::Down, Health::Down),
+    ] {
+        let count = stations.iter().filter(|station| station.dir.health.state() == state).count();
+        metrics.cache_dirs.of(label).set(count as i64);
+    }
+}
+
 fn watchman(stations: &[Arc<Station>], watch: &(Mutex<bool>, Condvar)) {
+    show(stations);
     let mut stop = watch.0.lock();
     while !*stop {
         // Woken early only to stop.
         let _ = watch.1.wait_for(&mut stop, BEAT);
         if !*stop {
             stations.iter().for_each(|station| station.check());
+            show(stations);
         }
     }
 }

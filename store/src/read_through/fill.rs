@@ -35,7 +35,9 @@ pub(super) async fn fill(
         }
         _ => Err(Error::new(ErrorKind::TimedOut, format!("{}: too many requests are under way", pages.path))),
     };
-    reads.counters.fetched_bytes.fetch_add(sink.arrived.load(Relaxed), Relaxed);
+    let arrived = sink.arrived.load(Relaxed);
+    reads.counters.fetched_bytes.fetch_add(arrived, Relaxed);
+    common::metrics::metrics().missed_read_bytes.inc_by(arrived);
     let result = match result {
         Ok(()) if sink.surplus > 0 => Err(Error::new(
             ErrorKind::Corrupt,

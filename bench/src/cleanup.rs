@@ -1,0 +1,63 @@
+//! What an interrupted or stuck run must not leave behind: mounts, daemons, gigabytes of data.
+//!
+//! A thread takes SIGINT, SIGTERM and, when a row takes too long, SIGALRM. It detaches every mount below the scratch
+//! directory, which also frees a reader that hangs in one, removes the directory and ends the process. The daemons end
+//! with their mounts, or by the signal that they asked for at the death of this process (see [`crate::mounts`]).
+
+use anyhow::{Context, Result};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{SigSet, Signal},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+static ROW: Mutex<&str> = Mutex::new("");
+
+/// Cleans `scratch` up when a signal ends the run. Call it before any other thread exists.
+pub fn on_signals(scratch: PathBuf) -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGALRM] {
+        signals.add(signal);
+    }
+    // Threads inherit this; programs that are started do not, the standard library clears it for them.
+    signals.thread_block().context("block signals")?;
+    thread::Builder::new().name("cleanup".to_owned()).spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        if signal == Signal::SIGALRM {
+            let row = ROW.lock().map_or("?", |row| *row);
+            eprintln!("bench: {row} did not end in time: giving up");
+        }
+        for _ in 0..50 {
+            detach_all(&scratch);
+            if fs::remove_dir_all(&scratch).is_ok() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        std::process::exit(128 + signal as i32);
+    })?;
+    Ok(())
+}
+
+/// Gives up when the row `name` is still being measured after this many minutes.
+pub fn within(name: &'static str, minutes: u32) {
+    if let Ok(mut row) = ROW.lock() {
+        *row = name;
+    }
+    nix::unistd::alarm::set(minutes * 60);
+}
+
+fn detach_all(scratch: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for point in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(point).starts_with(scratch) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+    }
+}

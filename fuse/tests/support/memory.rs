@@ -1,0 +1,314 @@
+//! An under storage in memory behind the worker interface, for tests of the file system: it says exactly what it is told
+//! to, waits for nothing, and counts what it is asked.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{
+    Attr, Error, ErrorKind, FileId, FileKind, Result, StatFs, Timestamp, UfsPath, Version,
+    budget::{MemoryBudget, Purpose},
+    page::{PageLoad, PagePool},
+    worker::{DirEntry, FileLease, Freshness, Listing, LocalFile, OpenedFile, PagedFile, Worker},
+};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+/// The worker.
+pub struct MemoryWorker {
+    nodes: Mutex<BTreeMap<UfsPath, Node>>,
+    pool: Arc<PagePool>,
+    next_version: AtomicU64,
+    /// Whether attributes are known without asking.
+    pub knows: AtomicBool,
+    /// Whether files can be completed and exported.
+    pub caches: AtomicBool,
+    /// How often it was asked to list.
+    pub listings: AtomicU64,
+    /// How often a file was opened.
+    pub opens: AtomicU64,
+    page_size: u32,
+}
+
+#[derive(Clone)]
+struct Node {
+    attr: Arc<Attr>,
+    body: Body,
+}
+
+#[derive(Clone)]
+enum Body {
+    Directory,
+    /// A directory of so many generated entries.
+    Generated(u64),
+    Link(Bytes),
+    Bytes(Arc<Vec<u8>>),
+    Local(Arc<std::fs::File>),
+}
+
+fn path(text: &str) -> UfsPath {
+    UfsPath::parse(text).unwrap()
+}
+
+impl MemoryWorker {
+    /// Nothing but a root; pages of `page_size` bytes.
+    pub fn new(page_size: u32) -> Arc<Self> {
+        let worker = Self {
+            nodes: Mutex::default(),
+            pool: PagePool::new(MemoryBudget::new(64 << 20)),
+            next_version: AtomicU64::new(1),
+            knows: AtomicBool::new(true),
+            caches: AtomicBool::new(false),
+            listings: AtomicU64::new(0),
+            opens: AtomicU64::new(0),
+            page_size,
+        };
+        worker.put("", FileKind::Directory, 0, Body::Directory);
+        Arc::new(worker)
+    }
+
+    fn put(&self, at: &str, kind: FileKind, size: u64, body: Body) {
+        let number = self.next_version.fetch_add(1, Ordering::Relaxed);
+        let mtime = Timestamp { sec: 1_600_000_000 + number as i64, nsec: 0 };
+        let attr = Arc::new(Attr::of_object(kind, size, mtime, Version::new(format!("v{number}"))));
+        self.nodes.lock().unwrap().insert(path(at), Node { attr, body });
+    }
+
+    /// Makes a directory.
+    pub fn directory(&self, at: &str) {
+        self.put(at, FileKind::Directory, 0, Body::Directory);
+    }
+
+    /// Makes a directory of `count` generated files.
+    pub fn generated(&self, at: &str, count: u64) {
+        self.put(at, FileKind::Directory, 0, Body::Generated(count));
+    }
+
+    /// Makes or replaces a file.
+    pub fn file(&self, at: &str, bytes: impl Into<Vec<u8>>) {
+        let bytes = bytes.into();
+        self.put(at, FileKind::File, bytes.len() as u64, Body::Bytes(Arc::new(bytes)));
+    }
+
+    /// Makes or replaces a file that is one of this host; its attributes are those it has now.
+    pub fn local(&self, at: &str, file: Arc<std::fs::File>) {
+        let size = file.metadata().unwrap().len();
+        self.put(at, FileKind::File, size, Body::Local(file));
+        self.refresh(at);
+    }
+
+    /// Gives a local file the times and size that it has now, and a new version.
+    pub fn refresh(&self, at: &str) {
+        use std::os::unix::fs::MetadataExt;
+        let mut nodes = self.nodes.lock().unwrap();
+        let node = nodes.get_mut(&path(at)).unwrap();
+        let Body::Local(file) = &node.body else { panic!("{at} is not local") };
+        let meta = file.metadata().unwrap();
+        let mut attr = (*node.attr).clone();
+        attr.size = meta.size();
+        attr.mtime = Timestamp { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 };
+        attr.ctime = Timestamp { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
+        attr.version = Version::new(format!("{:?}{:?}{}{}", attr.mtime, attr.ctime, attr.size, meta.ino()));
+        node.attr = Arc::new(attr);
+    }
+
+    /// Makes a symbolic link.
+    pub fn link(&self, at: &str, target: &str) {
+        let target = Bytes::copy_from_slice(target.as_bytes());
+        self.put(at, FileKind::Symlink, target.len() as u64, Body::Link(target));
+    }
+
+    /// Removes what is there.
+    pub fn remove(&self, at: &str) {
+        self.nodes.lock().unwrap().remove(&path(at));
+    }
+
+    fn node(&self, at: &UfsPath) -> Result<Node> {
+        let nodes = self.nodes.lock().unwrap();
+        if let Some(node) = nodes.get(at) {
+            return Ok(node.clone());
+        }
+        if let Some(parent) = at.parent()
+            && let Some(Node { body: Body::Generated(count), .. }) = nodes.get(&parent)
+            && let Some(entry) = generated_entry(at.name().unwrap(), *count)
+        {
+            return Ok(Node { attr: entry.attr.unwrap(), body: Body::Bytes(Arc::new(Vec::new())) });
+        }
+        Err(Error::new(ErrorKind::NotFound, format!("{at}: no such file")))
+    }
+
+    fn opened(&self, at: &UfsPath) -> Result<OpenedFile> {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+        let node = self.node(at)?;
+        match node.body {
+            Body::Bytes(bytes) => Ok(OpenedFile::Paged(Arc::new(MemoryFile {
+                id: FileId::of(at.as_bytes()),
+                attr: node.attr,
+                bytes,
+                page_size: self.page_size,
+                pool: self.pool.clone(),
+                caches: self.caches.load(Ordering::Relaxed),
+                whole: Mutex::new(None),
+            }))),
+            Body::Local(file) => Ok(OpenedFile::Local(LocalFile { file, attr: node.attr })),
+            Body::Link(_) => Err(Error::new(ErrorKind::TooManyLinks, "a link")),
+            _ => Err(Error::new(ErrorKind::IsADirectory, "a directory")),
+        }
+    }
+}
+
+fn generated_entry(name: &[u8], count: u64) -> Option<DirEntry> {
+    let number: u64 = std::str::from_utf8(name).ok()?.strip_prefix("entry")?.parse().ok()?;
+    (number < count).then(|| {
+        let attr = Attr::of_object(FileKind::File, 0, Timestamp { sec: 1, nsec: 0 }, Version::new("g"));
+        DirEntry { name: name.into(), kind: FileKind::File, attr: Some(Arc::new(attr)) }
+    })
+}
+
+struct Batches(Vec<DirEntry>);
+
+#[async_trait]
+impl Listing for Batches {
+    async fn next(&mut self) -> Result<Option<Vec<DirEntry>>> {
+        // As from a network: not at once.
+        tokio::task::yield_now().await;
+        let rest = self.0.split_off(self.0.len().min(100));
+        let batch = std::mem::replace(&mut self.0, rest);
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+}
+
+struct Generated {
+    next: u64,
+    count: u64,
+}
+
+#[async_trait]
+impl Listing for Generated {
+    async fn next(&mut self) -> Result<Option<Vec<DirEntry>>> {
+        let end = self.count.min(self.next + 1000);
+        let batch: Vec<_> =
+            (self.next..end).filter_map(|at| generated_entry(format!("entry{at}").as_bytes(), self.count)).collect();
+        self.next = end;
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+}
+
+#[async_trait]
+impl Worker for MemoryWorker {
+    fn attr_now(&self, path: &UfsPath) -> Option<Result<Arc<Attr>>> {
+        self.knows.load(Ordering::Relaxed).then(|| self.node(path).map(|node| node.attr))
+    }
+
+    async fn attr(&self, path: &UfsPath, _: Freshness) -> Result<Arc<Attr>> {
+        tokio::task::yield_now().await;
+        self.node(path).map(|node| node.attr)
+    }
+
+    async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
+        self.listings.fetch_add(1, Ordering::Relaxed);
+        if let Body::Generated(count) = self.node(path)?.body {
+            return Ok(Box::new(Generated { next: 0, count }));
+        }
+        let nodes = self.nodes.lock().unwrap();
+        let entries = nodes.iter().filter(|(child, _)| child.parent().as_ref() == Some(path));
+        let entries = entries.map(|(child, node)| DirEntry {
+            name: child.name().unwrap().into(),
+            kind: node.attr.kind,
+            attr: Some(node.attr.clone()),
+        });
+        Ok(Box::new(Batches(entries.collect())))
+    }
+
+    async fn read_link(&self, path: &UfsPath) -> Result<Bytes> {
+        match self.node(path)?.body {
+            Body::Link(target) => Ok(target),
+            _ => Err(Error::new(ErrorKind::InvalidArgument, "no link")),
+        }
+    }
+
+    fn open_now(&self, path: &UfsPath) -> Option<Result<OpenedFile>> {
+        self.knows.load(Ordering::Relaxed).then(|| self.opened(path))
+    }
+
+    async fn open(&self, path: &UfsPath, _: Freshness) -> Result<OpenedFile> {
+        tokio::task::yield_now().await;
+        self.opened(path)
+    }
+
+    fn stat_fs(&self) -> StatFs {
+        StatFs { block_size: 4096, blocks: 1000, free: 400, available: 300, files: 7, files_free: 0, name_max: 255 }
+    }
+
+    fn forget(&self, _: &UfsPath) {}
+}
+
+struct MemoryFile {
+    id: FileId,
+    attr: Arc<Attr>,
+    bytes: Arc<Vec<u8>>,
+    page_size: u32,
+    pool: Arc<PagePool>,
+    caches: bool,
+    whole: Mutex<Option<FileLease>>,
+}
+
+#[async_trait]
+impl PagedFile for MemoryFile {
+    fn file_id(&self) -> FileId {
+        self.id
+    }
+
+    fn attr(&self) -> &Arc<Attr> {
+        &self.attr
+    }
+
+    fn page_size(&self) -> u32 {
+        self.page_size
+    }
+
+    fn read_present(&self, _: u64, _: &mut [u8]) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn is_present(&self, _: u64) -> bool {
+        false
+    }
+
+    fn page_now(&self, _: u64) -> Option<Arc<PageLoad>> {
+        None
+    }
+
+    async fn demand(&self, page: u64) -> Result<Option<Arc<PageLoad>>> {
+        tokio::task::yield_now().await;
+        let start = (page * u64::from(self.page_size)) as usize;
+        let bytes = &self.bytes[start..self.bytes.len().min(start + self.page_size as usize)];
+        let (load, mut writer) = self.pool.try_load(bytes.len(), Purpose::Demand).unwrap();
+        writer.append(bytes);
+        writer.finish()?;
+        Ok(Some(load))
+    }
+
+    fn prefetch(&self, _: u64, count: u64) -> u64 {
+        count
+    }
+
+    fn export(&self) -> Option<FileLease> {
+        self.whole.lock().unwrap().clone()
+    }
+
+    async fn complete(&self) -> Result<()> {
+        if !self.caches {
+            return Err(Error::new(ErrorKind::Unsupported, "no cache"));
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&self.bytes).unwrap();
+        let lease = FileLease::new(Arc::new(file), self.attr.version.clone(), Arc::new(()));
+        *self.whole.lock().unwrap() = Some(lease);
+        Ok(())
+    }
+}

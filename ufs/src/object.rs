@@ -1,0 +1,3 @@
+//! What object stores have in common.
+
+pub mod names;
