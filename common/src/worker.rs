@@ -148,9 +148,31 @@ pub trait PagedFile: Send + Sync {
     /// whatever is evicted.
     fn export(&self) -> Option<FileLease>;
 
+    /// A present page as it lies on disk, with its checksum, for who sends it on without reading it. None also when this
+    /// kind of file has no such pages.
+    fn stored_page(&self, page: u64) -> Option<StoredPage> {
+        let _ = page;
+        None
+    }
+
     /// Has every page fetched and stored, for a file of at most a few pages; returns once `export` would succeed, or
     /// with the reason why it cannot (a cache that is off or full is `Unsupported`; reads go on without it).
     async fn complete(&self) -> Result<()>;
+}
+
+/// One page on local disk. While it is held the page is evicted last of all; were it evicted all the same, its bytes no
+/// longer have the checksum, by which the receiver notices.
+pub struct StoredPage {
+    /// The file that holds it.
+    pub file: Arc<File>,
+    /// Where it begins in that file.
+    pub offset: u64,
+    /// Its bytes.
+    pub length: usize,
+    /// Their CRC32C.
+    pub checksum: u32,
+    /// What defers eviction.
+    pub guard: Box<dyn Send + Sync>,
 }
 
 /// A file on local disk that is wholly present, and the promise that it stays so while the lease is held.

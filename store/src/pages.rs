@@ -22,6 +22,7 @@ mod health;
 mod journal;
 mod names;
 mod order;
+mod send;
 mod shared;
 mod startup;
 mod threads;
@@ -260,6 +261,13 @@ impl PageStore {
             problem: Some(problem.clone()),
         }));
         stats
+    }
+
+    /// Gives up every file whose full path `matches`; returns the bytes that they held. Leases keep the bytes that they
+    /// lead to. Calls the system for each file.
+    pub fn free(&self, matches: &dyn Fn(&[u8]) -> bool) -> u64 {
+        let files = self.shared.all(&|file| matches(file.full_path()));
+        files.iter().map(|file| file.evict_all().1).sum()
     }
 
     /// Writes what the journals still lack.

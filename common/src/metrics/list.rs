@@ -98,6 +98,10 @@ metrics! {
     /// Directories of the page store, by how they do.
     cache_dirs: ByLabel<Health, Gauge> = "alluxio_cached_directories", "directories";
 
+    /// Bytes read from workers on this host, through their domain sockets.
+    read_domain_bytes: Counter = "BytesReadDomain", "bytes";
+    /// Bytes read from workers over the network.
+    read_remote_bytes: Counter = "BytesReadRemote", "bytes";
     /// Bytes read from under storages.
     ufs_read_bytes: Counter = "alluxio_ufs_data_access_bytes", "bytes";
     /// Requests to under storages, by operation, repeated ones included.

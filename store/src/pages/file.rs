@@ -227,7 +227,7 @@ impl StoredFile {
         Some(&**chunk)
     }
 
-    fn word(&self, page: u64) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, page: u64) -> Option<&AtomicU64> {
         self.chunk((page / CHUNK) as usize)?.words.get((page % CHUNK) as usize)
     }
 
@@ -312,7 +312,7 @@ impl StoredFile {
         Ok(at - offset)
     }
 
-    fn note_use(&self, offset: u64, length: u64) {
+    pub(super) fn note_use(&self, offset: u64, length: u64) {
         let page_size = u64::from(self.page_size);
         let (first, last) = (offset / page_size, (offset + length - 1) / page_size);
         let now = self.shared.now();
@@ -331,7 +331,7 @@ impl StoredFile {
     }
 
     /// Compares a page's checksum, for its first use after a restart. What is wrong is dropped.
-    fn verify(&self, page: u64) -> Result<bool> {
+    pub(super) fn verify(&self, page: u64) -> Result<bool> {
         let Some(word) = self.word(page) else { return Ok(false) };
         let mut bytes = vec![0; self.page_len(page) as usize];
         for _ in 0..3 {
@@ -548,7 +548,7 @@ impl StoredFile {
     }
 
     /// The descriptor; opened when it is not. `None`: there is nothing on disk (any more).
-    fn handle(&self, create: bool) -> Result<Option<Arc<PageFile>>> {
+    pub(super) fn handle(&self, create: bool) -> Result<Option<Arc<PageFile>>> {
         match self.try_handle(create) {
             Ok(found) => Ok(found.map(|(open, _)| open)),
             Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => {

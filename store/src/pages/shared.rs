@@ -102,6 +102,17 @@ impl Shared {
         fresh
     }
 
+    /// The files that `wanted` chooses.
+    pub fn all(&self, wanted: &dyn Fn(&StoredFile) -> bool) -> Vec<Arc<StoredFile>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            // Those that are not wanted may go here, and their drop takes the shard's lock: they are kept beyond it.
+            let all: Vec<_> = shard.read().values().filter_map(Weak::upgrade).collect();
+            found.extend(all.into_iter().filter(|file| wanted(file)));
+        }
+        found
+    }
+
     /// Called by a file that goes.
     pub fn remove(&self, file: &StoredFile) {
         let mut shard = self.shard(file.key()).write();

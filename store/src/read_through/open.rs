@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use common::{
     Attr, Error, ErrorKind, FileId, Result, UfsPath, Version,
     page::{PageLoad, PageWriter},
-    worker::{FileLease, PagedFile},
+    worker::{FileLease, PagedFile, StoredPage},
 };
 use parking_lot::Mutex;
 use std::{
@@ -425,6 +425,10 @@ impl PagedFile for OpenPages {
 
     fn export(&self) -> Option<FileLease> {
         self.pages.stored.as_ref()?.export()
+    }
+
+    fn stored_page(&self, page: u64) -> Option<StoredPage> {
+        self.pages.stored.as_ref()?.page_to_send(page)
     }
 
     async fn complete(&self) -> Result<()> {

@@ -1,0 +1,145 @@
+//! What this client knows of the cluster: the workers on the ring with a link to each, and the mounts.
+//!
+//! It follows etcd in the background. When etcd is away everything goes on with what was last seen.
+
+use super::{
+    ClusterOptions,
+    link::Link,
+};
+use crate::{
+    membership::{Following, Membership, MembershipView},
+    mount_table::{MountEntry, MountTableStore},
+    ring::{Ring, WorkerIdentity},
+};
+use common::Result;
+use parking_lot::RwLock;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::task::AbortHandle;
+
+/// How often the mount table is looked at; a change is seen within the 5 s that users are promised.
+const MOUNTS_EVERY: Duration = Duration::from_secs(2);
+
+/// Workers and ring of one moment.
+pub struct Workers {
+    ring: Ring,
+    links: HashMap<WorkerIdentity, Arc<Link>>,
+}
+
+impl Workers {
+    /// Up to `count` workers for `key` in the order of the ring.
+    pub fn of(&self, key: &[u8], count: usize) -> Vec<Arc<Link>> {
+        self.ring.lookup(key, count).iter().filter_map(|identity| self.links.get(identity)).cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.links.len()
+    }
+}
+
+/// The cluster.
+pub struct View {
+    workers: RwLock<Arc<Workers>>,
+    mounts: RwLock<Arc<BTreeMap<String, MountEntry>>>,
+    options: ClusterOptions,
+    tasks: Vec<AbortHandle>,
+}
+
+impl View {
+    /// Reads membership and mount table, and follows both from then on.
+    pub async fn follow(membership: &Membership, mounts: MountTableStore, options: ClusterOptions) -> Result<Arc<Self>> {
+        let following = membership.follow().await?;
+        let first = mounts.read().await?.mounts;
+        let workers = build(&following.view(), &options, None);
+        Ok(Arc::new_cyclic(|weak: &std::sync::Weak<Self>| {
+            let tasks = vec![
+                tokio::spawn(follow_workers(weak.clone(), following)).abort_handle(),
+                tokio::spawn(follow_mounts(weak.clone(), mounts)).abort_handle(),
+            ];
+            Self {
+                workers: RwLock::new(Arc::new(workers)),
+                mounts: RwLock::new(Arc::new(first)),
+                options,
+                tasks,
+            }
+        }))
+    }
+
+    /// The workers of now.
+    pub fn workers(&self) -> Arc<Workers> {
+        self.workers.read().clone()
+    }
+
+    /// The mounts of now, by mount point (`/name`).
+    pub fn mounts(&self) -> Arc<BTreeMap<String, MountEntry>> {
+        self.mounts.read().clone()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn build(view: &MembershipView, options: &ClusterOptions, before: Option<&Workers>) -> Workers {
+    let identities = view.identities(options.dynamic_ring);
+    let mut links = HashMap::with_capacity(identities.len());
+    for identity in &identities {
+        let Some(state) = view.workers.get(identity) else { continue };
+        // A worker that stayed where it was keeps its connections and its breaker.
+        let kept = before.and_then(|before| before.links.get(identity)).filter(|link| *link.entry() == state.entry);
+        let link = match kept {
+            Some(link) => Ok(link.clone()),
+            None => Link::new(state.entry.clone(), options.link.clone()),
+        };
+        match link {
+            Ok(link) => {
+                links.insert(*identity, link);
+            }
+            Err(error) => tracing::warn!(worker = %identity, %error, "left out"),
+        }
+    }
+    Workers { ring: Ring::uniform(&identities, options.virtual_nodes), links }
+}
+
+async fn follow_workers(view: std::sync::Weak<View>, following: Following) {
+    let mut receiver = following.receiver();
+    while receiver.changed().await.is_ok() {
+        let seen = receiver.borrow_and_update().clone();
+        let Some(view) = view.upgrade() else { return };
+        let before = view.workers();
+        let after = build(&seen, &view.options, Some(&before));
+        tracing::info!(workers = after.count(), "the workers of the cluster changed");
+        *view.workers.write() = Arc::new(after);
+    }
+}
+
+async fn follow_mounts(view: std::sync::Weak<View>, mounts: MountTableStore) {
+    let mut away = false;
+    loop {
+        tokio::time::sleep(MOUNTS_EVERY).await;
+        let read = mounts.read().await;
+        let Some(view) = view.upgrade() else { return };
+        match read {
+            Ok(table) => {
+                away = false;
+                if *view.mounts() != table.mounts {
+                    tracing::info!(mounts = table.mounts.len(), "the mount table changed");
+                    *view.mounts.write() = Arc::new(table.mounts);
+                }
+            }
+            Err(error) if !away => {
+                away = true;
+                tracing::warn!(%error, "the mount table is not followed for the moment; the last known one stays");
+            }
+            Err(_) => {}
+        }
+    }
+}
