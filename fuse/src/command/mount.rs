@@ -102,7 +102,8 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         None => Some(state_dir.join("log").join(log_name(&point))),
     };
     let mut ours = vec![("state directory", point::resolve(&state_dir)?)];
-    if let Some(file) = &log_file {
+    // The default one lies in the state directory.
+    if let Some(file) = log_file.as_ref().filter(|_| conf.is_set(&keys::fuse::LOG_FILE)) {
         ours.push(("log file", point::resolve(file)?));
     }
     for directory in conf.get(&keys::user::CLIENT_CACHE_DIRS) {
