@@ -377,6 +377,13 @@ fn a_plain_user_mounts_through_fusermount3() {
         return println!("skipped: a plain user may not run {}", program.display());
     }
     let (source, point) = (room.path("source"), room.point());
+    if fs::metadata("/dev/fuse").unwrap().permissions().mode() & 0o006 != 0o006 {
+        let output = room.run(["mount".as_ref(), source.as_os_str(), point.as_os_str()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("may not open /dev/fuse"));
+        assert!(!point.exists());
+        return println!("skipped but for the refusal: /dev/fuse is for root only here");
+    }
     room.succeed(["mount".as_ref(), source.as_os_str(), point.as_os_str()]);
     let mount = fuse::session::mounts::at(&point).unwrap().unwrap();
     assert!(mount.is_ours());
