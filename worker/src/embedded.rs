@@ -196,7 +196,7 @@ impl Inner {
         let known = self.cache.listing(&dir).is_some_and(|listing| listing.batches().len() > RELISTED);
         if advice == Advice::List && !known {
             // Whoever lists it already, for a reader or another lookup, is joined.
-            let (flight, _) = self.lister.start(&dir, Wanted::ByLookup);
+            let (flight, _) = self.lister.start(&dir, Wanted::Lookup);
             if let Some(answer) = self.wait_for(&flight, path, name).await {
                 return answer;
             }
