@@ -16,7 +16,7 @@ use crate::{
 };
 use common::{
     UfsUri,
-    conf::{Conf, KernelFlag, MountOptions, Source, keys},
+    conf::{Conf, MountOptions, Source, keys},
     logging::{self, LogOptions},
     redact,
 };
@@ -117,7 +117,7 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         source,
         allow_other: options.allow_other || options.allow_root,
         read_only: options.read_only,
-        flags: options.kernel_flags.iter().copied().collect::<Vec<KernelFlag>>(),
+        flags: options.kernel_flags.clone(),
         max_read: conf.get(&keys::fuse::MAX_REQUEST_SIZE).bytes(),
     };
     let setup = Setup {
