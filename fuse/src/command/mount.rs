@@ -116,7 +116,9 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         point,
         source,
         allow_other: options.allow_other || options.allow_root,
-        read_only: options.read_only,
+        // Until writes come, the kernel refuses them itself. It also keeps attributes across reads then: on a mount that
+        // takes writes each read that passes through makes the kernel ask for the access time anew.
+        read_only: true,
         flags: options.kernel_flags.clone(),
         max_read: conf.get(&keys::fuse::MAX_REQUEST_SIZE).bytes(),
     };
