@@ -1,17 +1,23 @@
 //! What an interrupted or stuck run must not leave behind: mounts, daemons, gigabytes of data.
 //!
-//! A thread takes SIGINT, SIGTERM and, when a row takes too long, SIGALRM. It detaches every mount below the scratch
-//! directory, which also frees a reader that hangs in one, removes the directory and ends the process. The daemons end
-//! with their mounts, or by the signal that they asked for at the death of this process (see [`crate::mounts`]).
+//! A thread takes SIGINT, SIGTERM and, when a row takes too long, SIGALRM. It aborts and detaches every mount below the
+//! scratch directory (a reader that waits for an answer would not end, and the process not without it), removes the
+//! directory and ends the process. What [`die_with_parent`] was called for ends with its mount or by SIGTERM, even when
+//! this process is killed.
 
 use anyhow::{Context, Result};
 use nix::{
     mount::{MntFlags, umount2},
-    sys::signal::{SigSet, Signal},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal},
+    },
 };
 use std::{
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::Mutex,
     thread,
     time::Duration,
@@ -25,7 +31,7 @@ pub fn on_signals(scratch: PathBuf) -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGALRM] {
         signals.add(signal);
     }
-    // Threads inherit this; programs that are started do not, the standard library clears it for them.
+    // Every thread inherits this, and so would every program: see `die_with_parent`.
     signals.thread_block().context("block signals")?;
     thread::Builder::new().name("cleanup".to_owned()).spawn(move || {
         let Ok(signal) = signals.wait() else { return };
@@ -53,11 +59,22 @@ pub fn within(name: &'static str, minutes: u32) {
     nix::unistd::alarm::set(minutes * 60);
 }
 
+/// Lets a program take signals again, and get SIGTERM when the thread that starts it ends.
+pub fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure makes two system calls and touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| {
+            SigSet::empty().thread_set_mask()?;
+            Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
+        });
+    }
+}
+
 fn detach_all(scratch: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for point in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
         if Path::new(point).starts_with(scratch) {
-            let _ = umount2(point, MntFlags::MNT_DETACH);
+            let _ = umount2(point, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
         }
     }
 }

@@ -1,10 +1,8 @@
 //! The candidates' mounts. Each is unmounted and its process ended when dropped, whatever happened.
 
 use anyhow::{Context, Result, bail};
-use nix::sys::{prctl, signal::Signal};
 use std::{
     fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -50,10 +48,7 @@ impl Mount {
                 command.env_remove(name);
             }
         }
-        // SAFETY: the closure makes one system call and touches no memory of the parent.
-        unsafe {
-            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
-        }
+        crate::cleanup::die_with_parent(&mut command);
         let child = command.spawn().with_context(|| format!("start {program}"))?;
         let mut mount = Self { child, point, cache };
         let deadline = Instant::now() + Duration::from_secs(30);

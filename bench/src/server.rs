@@ -17,14 +17,10 @@ pub struct Server {
 impl Server {
     /// Starts this program again as a server of the directories below `data`, each a bucket.
     pub fn start(data: &Path, latency_ms: u64) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("serve")
-            .arg(data)
-            .arg(latency_ms.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the S3 server")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve").arg(data).arg(latency_ms.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        crate::cleanup::die_with_parent(&mut command);
+        let mut child = command.spawn().context("start the S3 server")?;
         let mut line = String::new();
         let out = child.stdout.take().context("no output of the server")?;
         let mut server = Self { child, endpoint: String::new() };

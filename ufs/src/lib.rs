@@ -10,6 +10,8 @@ pub mod options;
 mod posix;
 mod retry;
 mod s3;
+#[cfg(feature = "opendal")]
+mod services;
 pub mod storage;
 mod tls;
 

@@ -10,6 +10,10 @@ pub fn open(uri: &UfsUri, options: &UfsOptions) -> Result<Arc<dyn UnderStorage>>
     match uri.scheme() {
         "file" => Ok(Arc::new(Posix::open(uri, options)?)),
         "s3" | "s3a" => Ok(Arc::new(S3::open(uri, options)?)),
+        #[cfg(feature = "opendal")]
+        scheme if crate::services::SCHEMES.contains(&scheme) => {
+            Ok(Arc::new(crate::services::Service::open(uri, options)?))
+        }
         scheme => Err(Error::new(
             ErrorKind::InvalidArgument,
             format!("{uri}: unknown scheme {scheme}; these work: {}", schemes().join(", ")),
@@ -19,5 +23,9 @@ pub fn open(uri: &UfsUri, options: &UfsOptions) -> Result<Arc<dyn UnderStorage>>
 
 /// The schemes that this build knows.
 pub fn schemes() -> Vec<&'static str> {
-    vec!["file", "s3", "s3a"]
+    #[cfg_attr(not(feature = "opendal"), allow(unused_mut))]
+    let mut schemes = vec!["file", "s3", "s3a"];
+    #[cfg(feature = "opendal")]
+    schemes.extend(crate::services::SCHEMES);
+    schemes
 }

@@ -25,6 +25,9 @@ use std::{
 
 const SHARDS: usize = 16;
 
+/// One part of a map from paths, by its own lock.
+type Shard<V> = Mutex<LruCache<Box<[u8]>, V>>;
+
 /// What the cache says of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
@@ -83,8 +86,8 @@ pub struct MetadataCache {
     negative_ttl: Duration,
     limit: usize,
     hasher: RandomState,
-    points: Vec<Mutex<LruCache<Box<[u8]>, Point>>>,
-    snapshots: Vec<Mutex<LruCache<Box<[u8]>, Arc<Snapshot>>>>,
+    points: Vec<Shard<Point>>,
+    snapshots: Vec<Shard<Arc<Snapshot>>>,
     listed: AtomicUsize,
     epoch: AtomicU64,
     hand: AtomicUsize,
@@ -416,6 +419,8 @@ mod tests {
         assert_eq!(cache.get(&path("b")), Some(Known::Missing));
     }
 
+    type History = HashMap<(u8, u8), Vec<(u64, Option<u64>)>>;
+
     #[derive(Debug, Clone)]
     enum Step {
         Set(u8, u8),
@@ -448,7 +453,7 @@ mod tests {
             let mut now = 0u64;
             let mut next = 1u64;
             // Every state that a path had: from when on, and the size (none: missing).
-            let mut history: HashMap<(u8, u8), Vec<(u64, Option<u64>)>> = HashMap::new();
+            let mut history = History::new();
             let at = |d: u8, n: u8| path(&format!("d{d}/n{n}"));
             for step in steps {
                 match step {

@@ -32,8 +32,12 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use store::ReadThrough;
 use tokio::{runtime::Handle, sync::Semaphore};
 use ufs::UnderStorage;
+
+/// Batches of a fresh listing up to which it is made again for the sake of names that it does not have.
+const RELISTED: usize = 4;
 
 type Answer = Result<Arc<Attr>>;
 
@@ -69,6 +73,25 @@ struct Inner {
 }
 
 impl EmbeddedWorker {
+    /// A worker over `storage` whose data is read through `reads` (over the same storage). What proves stale there is
+    /// forgotten here. The rest as in [`new`](Self::new).
+    pub fn over(
+        storage: Arc<dyn UnderStorage>,
+        reads: &Arc<ReadThrough>,
+        budget: Arc<MemoryBudget>,
+        options: WorkerOptions,
+        handle: Handle,
+    ) -> Arc<Self> {
+        let worker = Self::new(storage, Arc::new(reads.clone()), budget, options, handle);
+        let inner = Arc::downgrade(&worker.inner);
+        reads.on_stale(move |path| {
+            if let Some(inner) = inner.upgrade() {
+                inner.cache.forget(path);
+            }
+        });
+        worker
+    }
+
     /// A worker over `storage` that opens files through `source`. First bytes kept for an open count in `budget`;
     /// background listings run on `handle`.
     pub fn new(
@@ -169,9 +192,11 @@ impl Inner {
             return self.ask(path).await;
         }
         let advice = self.lister.missed(&dir);
-        if advice == Advice::List {
+        // A listing that is still fresh, but says no more that names are absent, is repeated only when that is cheap.
+        let known = self.cache.listing(&dir).is_some_and(|listing| listing.batches().len() > RELISTED);
+        if advice == Advice::List && !known {
             // Whoever lists it already, for a reader or another lookup, is joined.
-            let (flight, _) = self.lister.start(&dir, Wanted::ByLookup);
+            let (flight, _) = self.lister.start(&dir, Wanted::Lookup);
             if let Some(answer) = self.wait_for(&flight, path, name).await {
                 return answer;
             }
@@ -186,7 +211,7 @@ impl Inner {
         {
             return answer;
         }
-        if advice == Advice::First { self.ask_with_head(path).await } else { self.ask(path).await }
+        if advice == Advice::First && !known { self.ask_with_head(path).await } else { self.ask(path).await }
     }
 
     /// What a listing under way says of `name`, within the patience of a lookup.
@@ -349,3 +374,6 @@ impl Worker for EmbeddedWorker {
         self.inner.cache.forget(path);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,11 +24,11 @@ use ufs::UnderStorage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// A reader, who takes the entries.
-    ByReader,
+    Reader,
     /// A lookup of one of its names, as others before.
-    ByLookup,
+    Lookup,
     /// A walk that is expected to come here.
-    ByWalk,
+    Walk,
 }
 
 impl Wanted {
@@ -36,9 +36,9 @@ impl Wanted {
     fn allowance(self) -> usize {
         match self {
             // One by itself, so that the flight does not stop before its reader has joined.
-            Wanted::ByReader => 1,
-            Wanted::ByLookup => 32,
-            Wanted::ByWalk => 8,
+            Wanted::Reader => 1,
+            Wanted::Lookup => 32,
+            Wanted::Walk => 8,
         }
     }
 }
@@ -134,13 +134,13 @@ impl Lister {
             Outcome::Complete(batches) => Some(batches),
             _ => None,
         };
-        if wanted == Wanted::ByLookup && (complete.is_none() || !self.answers_lookups()) {
+        if wanted == Wanted::Lookup && (complete.is_none() || !self.answers_lookups()) {
             self.parents.useless(path.as_bytes());
         }
         if let Some(batches) = complete {
-            self.walker.listed(&path, batches, wanted == Wanted::ByWalk);
+            self.walker.listed(&path, batches, wanted == Wanted::Walk);
         }
-        if wanted == Wanted::ByWalk {
+        if wanted == Wanted::Walk {
             self.walker.ended();
         }
         self.walk();
@@ -157,7 +157,7 @@ impl Lister {
                 Box::new(CachedListing::new(snapshot))
             }
             None => {
-                let (flight, _) = self.start(path, Wanted::ByReader);
+                let (flight, _) = self.start(path, Wanted::Reader);
                 self.walk();
                 let (storage, requests) = (self.storage.clone(), self.requests.clone());
                 Box::new(FlightReader::join(flight, storage, requests, path.clone()).await?)
@@ -174,7 +174,7 @@ impl Lister {
                 self.walker.ended();
                 continue;
             }
-            let (_, started) = self.start(&path, Wanted::ByWalk);
+            let (_, started) = self.start(&path, Wanted::Walk);
             if !started {
                 self.walker.ended();
             }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use common::{Attr, UfsPath, worker::PagedFile};
 use std::sync::Arc;
+use store::ReadThrough;
 
 /// Space of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,4 +23,18 @@ pub trait PageSource: Send + Sync + 'static {
 
     /// The space of the cache on disk; none when there is no cache.
     fn space(&self) -> Option<Space>;
+}
+
+impl PageSource for Arc<ReadThrough> {
+    fn open(&self, path: &UfsPath, attr: Arc<Attr>, head: Option<Bytes>) -> Arc<dyn PagedFile> {
+        match head {
+            Some(head) => self.open_seeded(path, attr, &head),
+            None => ReadThrough::open(self, path, attr),
+        }
+    }
+
+    fn space(&self) -> Option<Space> {
+        let stats = self.store()?.stats();
+        Some(Space { capacity: stats.capacity, used: stats.used, files: stats.files })
+    }
 }

@@ -249,8 +249,8 @@ mod tests {
         walker.demanded(&path(""), false, known);
         walker.demanded(&path("000"), false, known);
         let mut made = 0;
-        for at in 1..100 {
-            walker.demanded(&path(&names[at]), false, known);
+        for (at, name) in names.iter().enumerate().take(100).skip(1) {
+            walker.demanded(&path(name), false, known);
             while let Some(next) = walker.next() {
                 walker.listed(&next, &[], true);
                 walker.ended();

@@ -114,6 +114,7 @@ fn four_readers(root: &Path) -> Result<()> {
     for number in 0..4 {
         let mut command = Command::new("dd");
         command.arg(format!("if={}", root.join(format!("file{number}")).display()));
+        crate::cleanup::die_with_parent(&mut command);
         readers.push(command.args(["of=/dev/null", "bs=1M", "status=none"]).spawn().context("start dd")?);
     }
     let mut failed = false;

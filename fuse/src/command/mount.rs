@@ -16,7 +16,7 @@ use crate::{
 };
 use common::{
     UfsUri,
-    conf::{Conf, KernelFlag, MountOptions, Source, keys},
+    conf::{Conf, MountOptions, Source, keys},
     logging::{self, LogOptions},
     redact,
 };
@@ -102,7 +102,8 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         None => Some(state_dir.join("log").join(log_name(&point))),
     };
     let mut ours = vec![("state directory", point::resolve(&state_dir)?)];
-    if let Some(file) = &log_file {
+    // The default one lies in the state directory.
+    if let Some(file) = log_file.as_ref().filter(|_| conf.is_set(&keys::fuse::LOG_FILE)) {
         ours.push(("log file", point::resolve(file)?));
     }
     for directory in conf.get(&keys::user::CLIENT_CACHE_DIRS) {
@@ -115,8 +116,10 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         point,
         source,
         allow_other: options.allow_other || options.allow_root,
-        read_only: options.read_only,
-        flags: options.kernel_flags.iter().copied().collect::<Vec<KernelFlag>>(),
+        // Until writes come, the kernel refuses them itself. It also keeps attributes across reads then: on a mount that
+        // takes writes each read that passes through makes the kernel ask for the access time anew.
+        read_only: true,
+        flags: options.kernel_flags.clone(),
         max_read: conf.get(&keys::fuse::MAX_REQUEST_SIZE).bytes(),
     };
     let setup = Setup {

@@ -5,7 +5,7 @@ use crate::session::{
     control::{self, Question, Status},
     record::{Found, Record, StateDir},
 };
-use common::conf::{Size, keys};
+use common::conf::keys;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -130,7 +130,7 @@ fn describe(text: &mut String, record: &Record, status: &Status) -> std::fmt::Re
 /// Bytes in the largest unit of which there is at least one.
 fn bytes(count: u64) -> String {
     if count < 1024 {
-        return Size(count).to_string();
+        return format!("{count} B");
     }
     let mut value = count as f64;
     let mut unit = "";

@@ -53,10 +53,8 @@ pub(super) fn unmount(path: &Path) -> Result<i32, Failure> {
         return Ok(0);
     }
     match found {
-        Some(found) if found.live => {
-            if !found.wait(ENDING) {
-                complain(&format!("{shown} is unmounted, but its daemon (pid {}) is still closing", found.record.pid));
-            }
+        Some(found) if found.live && !found.wait(ENDING) => {
+            complain(&format!("{shown} is unmounted, but its daemon (pid {}) is still closing", found.record.pid));
         }
         Some(found) => found.clear(),
         None => {}

@@ -52,7 +52,7 @@ impl Fs {
         let data = match &handle.content {
             Content::Local(file) => {
                 let mut buffer = self.client.shared().buffers().get(length).await?;
-                let read = read_local(&handle, file, offset, buffer.as_mut())?;
+                let read = read_local(&handle, file, offset, buffer.bytes_mut())?;
                 buffer.truncate(read);
                 ReadData::Owned(buffer)
             }

@@ -145,11 +145,11 @@ impl Fs {
     fn conclude(&self, inode: &Arc<Inode>, file: client::Opened, registrar: &dyn Registrar) -> Result<Opened> {
         let attr = file.attr().clone();
         let identity = identity(&file)?;
-        let (open_already, is_news) = {
+        let (open_already, news) = {
             let mut state = inode.state.lock();
-            (state.open.is_some(), is_news(&mut state, &attr, &identity))
+            (state.open.is_some(), news(&mut state, &attr, &identity))
         };
-        if is_news {
+        if news == News::Refuse {
             // What the worker remembers must not be older than what it opened, else the lookup tells the old version again.
             if matches!(self.worker().attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
                 self.worker().forget(&inode.path);
@@ -207,7 +207,7 @@ impl Fs {
         metrics().cached_opens.inc();
         // A local file may say that it is empty and have something to read all the same (in /proc), or grow.
         let unsized_local = matches!(file, client::Opened::Local(_)) && attr.size == 0;
-        let direct_io = unsized_local || self.options.kernel_cache == KernelCache::Direct;
+        let direct_io = unsized_local || news == News::Tolerate || self.options.kernel_cache == KernelCache::Direct;
         let keep_cache = !direct_io && (keep_cache || self.options.kernel_cache == KernelCache::Keep);
         let handle = self.files.insert(FileHandle {
             inode: inode.clone(),
@@ -268,19 +268,30 @@ fn passing(backing: Arc<Backing>) -> Opened {
     Opened { handle: PASSTHROUGH_HANDLE, backing: Some(backing), keep_cache: false, direct_io: false }
 }
 
-/// Whether the kernel was told of another version than this one, and must look again.
-fn is_news(state: &mut State, attr: &Attr, identity: &Identity) -> bool {
-    let Some(told) = &state.told else { return false };
+/// How the version of an open compares with what the kernel was told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// The same, as far as anybody knows.
+    None,
+    /// Another: the kernel must look again.
+    Refuse,
+    /// Another, but of a local file that was refused just now and keeps changing: it is opened, and its reads do not rely
+    /// on the size that the kernel knows.
+    Tolerate,
+}
+
+fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
+    let Some(told) = &state.told else { return News::None };
     if attr.version.is_none() || *told == attr.version {
-        return false;
+        return News::None;
     }
     if matches!(identity, Identity::Local { .. })
         && state.refused.is_some_and(|refused| refused.elapsed() < REFUSE_AGAIN)
     {
-        return false;
+        return News::Tolerate;
     }
     state.refused = Some(Instant::now());
-    true
+    News::Refuse
 }
 
 fn reading(flags: i32) -> Result<()> {

@@ -226,6 +226,9 @@ fn make_by_helper(request: &MountRequest) -> Result<OwnedFd> {
     let (success, complaint) = finish(child, &helper)?;
     match connection {
         Ok(Some(connection)) if success => Ok(connection),
+        _ if complaint.contains("open /dev/fuse: Permission denied") => Err(SessionError::refused(
+            "this user may not open /dev/fuse: have root make it mode 0666 (chmod 666 /dev/fuse), or mount as root",
+        )),
         _ if complaint.contains("user_allow_other") => Err(not_allowed()),
         Err(error) if complaint.is_empty() => Err(SessionError::system(helper.display(), error)),
         _ if complaint.is_empty() => Err(SessionError::refused(format!("{} gave no connection", helper.display()))),

@@ -137,7 +137,7 @@ pub fn check(point: &Path, neighbours: &Neighbours) -> Result<()> {
     match process::probe(point, LOOK) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(unusable(point, point, error)),
-        Ok(found) if !found.is_dir() => {
+        Ok(found) if !found.is_dir => {
             return Err(SessionError::refused(format!("{shown} is no directory; choose a directory or a new name")));
         }
         Ok(_) => {}

@@ -1,8 +1,11 @@
 //! Settings of the whole process that a daemon needs, and calls that may hang made on threads that nobody waits for.
 
+use super::mounts::Device;
 use std::{
+    ffi::{CStr, CString},
     io,
-    path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt,
+    path::Path,
     sync::mpsc,
     time::Duration,
 };
@@ -45,13 +48,40 @@ pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Sen
     Ok(answer)
 }
 
-/// Looks at `path` (a stat that follows no last link), for at most `limit`; `TimedOut` when there is no answer by then.
-pub fn probe(path: &Path, limit: Duration) -> io::Result<std::fs::Metadata> {
-    let path: PathBuf = path.to_owned();
-    match within(limit, move || std::fs::symlink_metadata(path))? {
+/// What a look at a path found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// The device that it lies on.
+    pub device: Device,
+}
+
+/// Looks at `path` (no last link is followed), for at most `limit`; `TimedOut` when there is no answer by then. The file
+/// system itself is asked, since the kernel goes on answering from its cache for a daemon that is gone.
+pub fn probe(path: &Path, limit: Duration) -> io::Result<Seen> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    match within(limit, move || look(&path))? {
         Some(answer) => answer,
         None => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+fn look(path: &CStr) -> io::Result<Seen> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: statx is a plain structure of integers, for which zeros are valid; the kernel fills it in; the path ends
+    // with NUL and outlives the call.
+    let (code, found) = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        (libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE | libc::STATX_MTIME, &mut found), found)
+    };
+    if code == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Seen {
+        is_dir: u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+        device: Device { major: found.stx_dev_major, minor: found.stx_dev_minor },
+    })
 }
 
 /// Ends the process at once with `code`, without destructors that other threads could trip over.
@@ -76,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_probe_says_what_stat_says() {
-        assert!(probe(Path::new("/"), Duration::from_secs(30)).unwrap().is_dir());
+        assert!(probe(Path::new("/"), Duration::from_secs(30)).unwrap().is_dir);
         assert_eq!(
             probe(Path::new("/no such name"), Duration::from_secs(30)).unwrap_err().kind(),
             io::ErrorKind::NotFound

@@ -16,7 +16,7 @@ use super::{
 use common::metrics::metrics;
 use std::{
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -179,7 +179,7 @@ fn start<F: fuser::Filesystem + Send + 'static>(
         Ok(Event::Stop) | Err(_) => {}
     }
     match answer {
-        Ok(found) if nix::sys::stat::minor(found.dev()) == u64::from(device.minor) => Ok(Running { device, close }),
+        Ok(found) if found.device == device => Ok(Running { device, close }),
         Ok(_) => Err(SessionError::refused(format!("{point}: something else was mounted there at the same moment"))),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             kernel::abort(device);

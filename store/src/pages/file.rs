@@ -588,8 +588,15 @@ impl StoredFile {
             (state.generation, state.present == self.pages(), create && !state.on_disk)
         };
         let Some(file) = self.dir.open_pages(&self.key, create)? else {
-            self.shared.counters.corrupt();
-            self.evict_all();
+            // Evicted since we looked: then nothing is wrong. Otherwise somebody removed the file.
+            let lost = {
+                let state = self.state.lock();
+                state.generation == generation && state.on_disk && !state.unlinking
+            };
+            if lost {
+                self.shared.counters.corrupt();
+                self.evict_all();
+            }
             return Ok(None);
         };
         if complete && file.metadata().map_err(|error| errno(&error))?.size() < self.size {

@@ -245,7 +245,13 @@ impl S3Client {
             if request.head { None } else { answer.text(what, FAULT).await.ok().and_then(|text| parse_fault(&text)) };
         let region = region.or_else(|| fault.as_ref().and_then(|fault| fault.region.clone()));
         let region = region.filter(|region| *region != endpoint.region);
-        Err(failure(what, status, fault.as_ref(), region.as_deref()))
+        let mut failed = failure(what, status, fault.as_ref(), region.as_deref());
+        // The answer to a HEAD has no code; for temporary keys this is how it says that they are expired.
+        let temporary = keys.is_some_and(|keys| keys.token().is_some());
+        if request.head && status == StatusCode::BAD_REQUEST && temporary && failed.remedy == Remedy::None {
+            failed.remedy = Remedy::Credentials;
+        }
+        Err(failed)
     }
 }
 
