@@ -9,7 +9,7 @@ use crate::{
     passthrough::stack_depth,
 };
 use bytes::Bytes;
-use client::{Client, ClientOptions};
+use client::{Client, ClientOptions, cluster::Namespace};
 use common::{
     Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
     budget::MemoryBudget,
@@ -30,6 +30,9 @@ use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
 use tokio::runtime::Runtime;
 use ufs::{Secret, UfsOptions, UnderStorage};
 use worker::{EmbeddedWorker, PageSource, Space, WorkerOptions};
+
+/// The scheme under which the namespace of a cluster is mounted: `alluxio://<cluster name>/<path>`.
+pub const CLUSTER_SCHEME: &str = "alluxio";
 
 /// How often the file system looks after what it keeps.
 const TICK: Duration = Duration::from_secs(10);
@@ -103,7 +106,7 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
     let _inside = handle.enter();
     let mut options = UfsOptions::from_conf(conf, &plan.uri);
     options.service.extend(plan.ufs_options.iter().map(|(name, value)| (name.clone(), Secret::new(value.as_str()))));
-    let storage = ufs::open(&plan.uri, &options)?;
+    let storage = open_storage(plan, &options, runtime)?;
     probe(&*storage, conf, runtime)?;
     let budget = MemoryBudget::new(length(conf.get(&user::MEMORY_LIMIT).bytes()));
     metrics().budget_limit_bytes.set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
@@ -129,6 +132,16 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
     let client = Client::new(worker, budget, client_options, handle);
     Ok((Fs::new(client, fs_options), store))
+}
+
+/// The storage that is mounted: an under storage, or the namespace of a cluster.
+fn open_storage(plan: &MountPlan, options: &UfsOptions, runtime: &Runtime) -> Result<Arc<dyn UnderStorage>> {
+    if plan.uri.scheme() != CLUSTER_SCHEME {
+        return ufs::open(&plan.uri, options);
+    }
+    let path = UfsPath::parse(plan.uri.path())?;
+    let namespace = runtime.block_on(Namespace::connect(&plan.conf, &path))?;
+    Ok(namespace)
 }
 
 fn probe(storage: &dyn UnderStorage, conf: &Conf, runtime: &Runtime) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What can be set on an embedded worker.
 
 use crate::clock::Clock;
+use common::conf::{Conf, keys::user};
 use std::time::Duration;
 
 /// Settings of an [`EmbeddedWorker`](crate::EmbeddedWorker).
@@ -45,6 +46,22 @@ impl Default for WorkerOptions {
             head_total: 8 << 20,
             listing_patience: Duration::from_millis(50),
             clock: Clock::system(),
+        }
+    }
+}
+
+impl WorkerOptions {
+    /// What the configuration says of metadata.
+    pub fn from_conf(conf: &Conf) -> Self {
+        let entries = usize::try_from(conf.get(&user::METADATA_CACHE_MAX_SIZE)).unwrap_or(usize::MAX);
+        let ages =
+            [conf.get(&user::METADATA_SYNC_INTERVAL).after(), conf.get(&user::METADATA_CACHE_EXPIRATION_TIME).after()];
+        Self {
+            // Without entries nothing is remembered, as with an interval of nothing.
+            sync_interval: if entries == 0 { Some(Duration::ZERO) } else { ages.into_iter().flatten().min() },
+            negative_ttl: conf.get(&user::METADATA_NEGATIVE_TTL),
+            metadata_entries: entries,
+            ..Self::default()
         }
     }
 }

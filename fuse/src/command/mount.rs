@@ -2,7 +2,7 @@
 
 use super::{Failure, MountArgs, complain, configuration};
 use crate::{
-    assemble::{MountPlan, filesystem},
+    assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
         daemonize::{self, Outcome, Reporter, Side},
@@ -145,6 +145,12 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
 fn names(names: &[OsString], conf: &Conf) -> Result<(UfsUri, Option<PathBuf>, PathBuf), Failure> {
     let (source, point) = match names {
         [source, point] => (source, point),
+        [point] if !point.to_string_lossy().contains("://") && !conf.get(&keys::cluster::ETCD_ENDPOINTS).is_empty() => {
+            let point = point.to_str().filter(|point| !point.is_empty()).ok_or_else(|| {
+                Failure::Line("the mount point is empty or not UTF-8: alluxio-fuse mount <mount point>".into())
+            })?;
+            return Ok((cluster_uri(conf)?, None, point::resolve(Path::new(point))?));
+        }
         [source] if source.to_string_lossy().contains("://") => {
             return Err(Failure::Line(format!(
                 "no mount point given: alluxio-fuse mount {} <mount point>",
@@ -158,7 +164,8 @@ fn names(names: &[OsString], conf: &Conf) -> Result<(UfsUri, Option<PathBuf>, Pa
                 _ => conf.get(&keys::fuse::MOUNT_POINT).display().to_string(),
             };
             return Err(Failure::Line(format!(
-                "no under storage given: alluxio-fuse mount <uri or path> {point}, for example s3://bucket/prefix"
+                "no under storage given: alluxio-fuse mount <uri or path> {point}, for example s3://bucket/prefix; to mount \
+                 a cluster set alluxio.etcd.endpoints"
             )));
         }
     };
@@ -185,6 +192,13 @@ fn names(names: &[OsString], conf: &Conf) -> Result<(UfsUri, Option<PathBuf>, Pa
         _ => None,
     };
     Ok((uri, directory, point::resolve(Path::new(&point))?))
+}
+
+/// The namespace of the cluster that the configuration names, from the path in it that is to be mounted.
+fn cluster_uri(conf: &Conf) -> Result<UfsUri, Failure> {
+    let (cluster, path) = (conf.get(&keys::cluster::CLUSTER_NAME), conf.get(&keys::fuse::MOUNT_ALLUXIO_PATH));
+    UfsUri::parse(&format!("{CLUSTER_SCHEME}://{cluster}/{path}"))
+        .map_err(|error| Failure::Line(format!("alluxio.cluster.name={cluster}: {error}")))
 }
 
 fn log_name(point: &Path) -> String {

@@ -16,40 +16,40 @@ conf_choice! {
 
 keys! { Scope::All;
     /// The name of the cluster.
-    CLUSTER_NAME: String = Decl::named("alluxio.cluster.name").default("DefaultAlluxioCluster").reserved();
+    CLUSTER_NAME: String = Decl::named("alluxio.cluster.name").default("DefaultAlluxioCluster");
 
     /// The addresses of etcd.
-    ETCD_ENDPOINTS: Vec<String> = Decl::named("alluxio.etcd.endpoints").default("").reserved();
+    ETCD_ENDPOINTS: Vec<String> = Decl::named("alluxio.etcd.endpoints").default("");
 
     /// The user of etcd.
-    ETCD_USERNAME: Option<String> = Decl::named("alluxio.etcd.username").reserved();
+    ETCD_USERNAME: Option<String> = Decl::named("alluxio.etcd.username");
 
     /// The password of that user.
-    ETCD_PASSWORD: Option<String> = Decl::named("alluxio.etcd.password").secret().reserved();
+    ETCD_PASSWORD: Option<String> = Decl::named("alluxio.etcd.password").secret();
 
     /// Whether etcd is reached by TLS.
-    ETCD_TLS_ENABLED: bool = Decl::named("alluxio.etcd.tls.enabled").default("false").reserved();
+    ETCD_TLS_ENABLED: bool = Decl::named("alluxio.etcd.tls.enabled").default("false");
 
     /// The certificates (PEM) that are trusted for etcd.
-    ETCD_TLS_CA_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.ca.cert").reserved();
+    ETCD_TLS_CA_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.ca.cert");
 
     /// The certificate shown to etcd.
-    ETCD_TLS_CLIENT_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.cert").reserved();
+    ETCD_TLS_CLIENT_CERT: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.cert");
 
     /// The file with the key of that certificate.
-    ETCD_TLS_CLIENT_KEY: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.key").reserved();
+    ETCD_TLS_CLIENT_KEY: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.key");
 
     /// The mount table: ETCD, or the path of a file.
     MOUNT_TABLE_SOURCE: String = Decl::named("alluxio.mount.table.source").default("ETCD").reserved();
 
     /// Whether only live workers are in the ring (true) or all registered ones.
     DYNAMIC_RING_ENABLED: bool =
-        Decl::named("alluxio.user.dynamic.consistent.hash.ring.enabled").default("true").reserved();
+        Decl::named("alluxio.user.dynamic.consistent.hash.ring.enabled").default("true");
 
     /// The number of virtual nodes of each worker in the ring.
     RING_VIRTUAL_NODES: u64 =
         Decl::named("alluxio.user.worker.selection.policy.consistent.hash.virtual.node.count.per.worker")
-            .default("2000").range(1, 100_000).unit("nodes").reserved();
+            .default("2000").range(1, 100_000).unit("nodes");
 
     /// Whether workers have equally many virtual nodes, or as many as their capacity deserves.
     RING_PROVIDER: RingProvider =
@@ -59,10 +59,10 @@ keys! { Scope::All;
     USER_HOSTNAME: Option<String> = Decl::named("alluxio.user.hostname").reserved();
 
     /// Whether the under storage is read directly when no worker answers.
-    UFS_FALLBACK_ENABLED: bool = Decl::named("alluxio.dora.client.ufs.fallback.enabled").default("true").reserved();
+    UFS_FALLBACK_ENABLED: bool = Decl::named("alluxio.dora.client.ufs.fallback.enabled").default("true");
 
     /// On how many workers a file is kept.
-    REPLICATION_MIN: u64 = Decl::named("alluxio.user.file.replication.min").default("1").range(1, 100).unit("workers").reserved();
+    REPLICATION_MIN: u64 = Decl::named("alluxio.user.file.replication.min").default("1").range(1, 100).unit("workers");
 
     /// Whether huge files are divided into segments that are placed separately.
     SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false").reserved();
@@ -71,5 +71,5 @@ keys! { Scope::All;
     SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40).reserved();
 
     /// Whether a worker on the same host is read through its files.
-    SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true").reserved();
+    SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true");
 }

@@ -43,7 +43,7 @@ keys! { Scope::Fuse;
     MOUNT_POINT: PathBuf = Decl::named("alluxio.fuse.mount.point").default("/mnt/alluxio-fuse");
 
     /// The Alluxio path that a cluster's mount shows.
-    MOUNT_ALLUXIO_PATH: String = Decl::named("alluxio.fuse.mount.alluxio.path").default("/").reserved();
+    MOUNT_ALLUXIO_PATH: String = Decl::named("alluxio.fuse.mount.alluxio.path").default("/");
 
     /// How long the kernel may use attributes without asking again (`-o attr_timeout`, there in seconds).
     ATTR_TIMEOUT: Duration = Decl::named("alluxio.fuse.attr.timeout").default("10s").range(0, 31_536_000_000);

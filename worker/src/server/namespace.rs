@@ -1,0 +1,329 @@
+//! The storages that a worker serves: those of the cluster's mount table, which is followed while the worker runs.
+//!
+//! Invariants:
+//! - all storages share one page store and one memory budget;
+//! - a storage whose entry is unchanged is left alone by a refresh; one that went away serves the requests that have it;
+//! - a storage that cannot be opened costs itself only, and is tried again at each refresh;
+//! - when the table cannot be read the last one stays.
+
+use crate::{EmbeddedWorker, Through, WorkerOptions};
+use client::mount_table::{MountEntry, MountTable, MountTableStore};
+use common::{
+    Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
+    conf::{Conf, Source, keys},
+    page::PagePool,
+    redact,
+    worker::{Freshness, PagedFile, Worker},
+};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use store::{PageStore, ReadOptions, ReadThrough};
+use tokio::{runtime::Handle, sync::broadcast};
+use ufs::{Secret, UfsOptions, UnderStorage};
+
+/// How often the mount table is read.
+const REFRESH: Duration = Duration::from_secs(2);
+/// A request for an unknown storage has the table read, if that was so long ago.
+const REFRESH_ON_DEMAND: Duration = Duration::from_millis(500);
+/// Changes that a subscriber may be behind.
+const CHANGES: usize = 4096;
+
+/// A path whose file changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The storage's URI.
+    pub storage: Arc<str>,
+    /// The path below it.
+    pub path: UfsPath,
+}
+
+/// A storage that is served.
+pub struct Mounted {
+    uri: Arc<str>,
+    entry: Option<MountEntry>,
+    worker: Arc<EmbeddedWorker>,
+    pages: Arc<ReadThrough>,
+    changes: broadcast::Sender<Changed>,
+}
+
+impl Mounted {
+    /// Its metadata.
+    pub fn worker(&self) -> &Arc<EmbeddedWorker> {
+        &self.worker
+    }
+
+    /// The file in the version that the client knows.
+    ///
+    /// # Errors
+    /// `Stale` when the storage has another version.
+    pub async fn open_version(&self, path: &UfsPath, wanted: &Attr) -> Result<Arc<dyn PagedFile>> {
+        let known = self.worker.attr(path, Freshness::Cached).await;
+        let attr = match known {
+            Ok(attr) if same_version(&attr, wanted) => attr,
+            // The client may know more than this cache: the storage decides.
+            _ => {
+                self.worker.forget(path);
+                let fresh = self.worker.attr(path, Freshness::Storage).await?;
+                if !same_version(&fresh, wanted) {
+                    return Err(Error::new(
+                        ErrorKind::Stale,
+                        format!("{}{path}: the storage has another version by now", self.uri),
+                    ));
+                }
+                fresh
+            }
+        };
+        if !attr.is_file() {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("{}{path} is no regular file", self.uri)));
+        }
+        Ok(self.pages.open(path, attr))
+    }
+
+    /// The file in the version that the storage has.
+    pub async fn open_current(&self, path: &UfsPath) -> Result<Arc<dyn PagedFile>> {
+        let attr = self.worker.attr(path, Freshness::Cached).await?;
+        if !attr.is_file() {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("{}{path} is no regular file", self.uri)));
+        }
+        Ok(self.pages.open(path, attr))
+    }
+}
+
+fn same_version(one: &Attr, other: &Attr) -> bool {
+    one.size == other.size
+        && if one.version.is_none() && other.version.is_none() {
+            one.mtime == other.mtime
+        } else {
+            one.version == other.version
+        }
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mounted({})", redact::uri(&self.uri))
+    }
+}
+
+/// See the module.
+pub struct Namespace {
+    store: Arc<PageStore>,
+    pool: Arc<PagePool>,
+    conf: Conf,
+    handle: Handle,
+    table: Option<MountTableStore>,
+    mounted: RwLock<HashMap<String, Arc<Mounted>>>,
+    /// Storages that could not be opened, and why: said once.
+    broken: Mutex<HashMap<String, String>>,
+    refreshed: tokio::sync::Mutex<Option<Instant>>,
+    changes: broadcast::Sender<Changed>,
+}
+
+impl Namespace {
+    /// A namespace without storages. `table`: where they come from.
+    pub fn new(
+        store: Arc<PageStore>,
+        pool: Arc<PagePool>,
+        conf: Conf,
+        handle: Handle,
+        table: Option<MountTableStore>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            pool,
+            conf,
+            handle,
+            table,
+            mounted: RwLock::default(),
+            broken: Mutex::default(),
+            refreshed: tokio::sync::Mutex::new(None),
+            changes: broadcast::channel(CHANGES).0,
+        })
+    }
+
+    /// The page store.
+    pub fn store(&self) -> &Arc<PageStore> {
+        &self.store
+    }
+
+    /// The buffers of pages.
+    pub fn pool(&self) -> &Arc<PagePool> {
+        &self.pool
+    }
+
+    /// What changes from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+
+    /// The storage with this URI; one that is not known may have been mounted just now, so the table is looked at.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not mounted here, or could not be opened: another worker may know it.
+    pub async fn find(&self, uri: &str) -> Result<Arc<Mounted>> {
+        let uri = UfsUri::parse(uri)?.to_string();
+        if let Some(found) = self.mounted.read().get(&uri) {
+            return Ok(found.clone());
+        }
+        if let Err(error) = self.refresh_after(REFRESH_ON_DEMAND).await {
+            tracing::debug!(%error, "the mount table is not read for the moment");
+        }
+        if let Some(found) = self.mounted.read().get(&uri) {
+            return Ok(found.clone());
+        }
+        let why = self.broken.lock().get(&uri).cloned().unwrap_or_else(|| "not in the mount table".into());
+        Err(Error::new(ErrorKind::Unavailable, format!("{}: not served by this worker: {why}", redact::uri(&uri))))
+    }
+
+    /// Follows the mount table for as long as the future is polled.
+    pub async fn follow(&self) {
+        let mut away = false;
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            match self.refresh_after(REFRESH_ON_DEMAND).await {
+                Ok(()) if away => {
+                    tracing::info!("the mount table is followed again");
+                    away = false;
+                }
+                Err(error) if !away => {
+                    tracing::warn!(%error, "the mount table is not followed for the moment; the last one stays");
+                    away = true;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads the mount table, unless that was done within `age`.
+    pub async fn refresh_after(&self, age: Duration) -> Result<()> {
+        let Some(table) = &self.table else { return Ok(()) };
+        let mut refreshed = self.refreshed.lock().await;
+        if refreshed.is_some_and(|at| at.elapsed() < age) {
+            return Ok(());
+        }
+        let outcome = table.read().await;
+        *refreshed = Some(Instant::now());
+        self.apply(&outcome?);
+        Ok(())
+    }
+
+    /// Serves exactly what `table` has.
+    pub fn apply(&self, table: &MountTable) {
+        let mut wanted = HashMap::new();
+        for (point, entry) in &table.mounts {
+            match UfsUri::parse(&entry.ufs) {
+                Ok(uri) => {
+                    wanted.insert(uri.to_string(), (uri, entry));
+                }
+                Err(error) => tracing::warn!(%error, "mount {point} makes no sense and is not served"),
+            }
+        }
+        self.broken.lock().retain(|uri, _| wanted.contains_key(uri));
+        // Those that go are dropped after the lock.
+        let gone: Vec<_> = {
+            let mut mounted = self.mounted.write();
+            let gone: Vec<_> = mounted
+                .iter()
+                .filter(|(uri, one)| {
+                    one.entry.is_some()
+                        && wanted.get(*uri).is_none_or(|(_, entry)| Some(*entry) != one.entry.as_ref())
+                })
+                .map(|(uri, _)| uri.clone())
+                .collect();
+            gone.iter().filter_map(|uri| mounted.remove(uri)).collect()
+        };
+        for one in &gone {
+            tracing::info!("{} is no longer served as it was", redact::uri(&one.uri));
+        }
+        for (uri, (parsed, entry)) in wanted {
+            if self.mounted.read().contains_key(&uri) {
+                continue;
+            }
+            match self.open(&parsed, entry) {
+                Ok(storage) => {
+                    self.broken.lock().remove(&uri);
+                    tracing::info!("{} is served", redact::uri(&uri));
+                    self.serve(storage, Some(entry.clone()));
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if self.broken.lock().insert(uri.clone(), why.clone()).as_ref() != Some(&why) {
+                        tracing::warn!("{} is not served: {why}", redact::uri(&uri));
+                    }
+                }
+            }
+        }
+    }
+
+    fn open(&self, uri: &UfsUri, entry: &MountEntry) -> Result<Arc<dyn UnderStorage>> {
+        let options = storage_options(&self.conf, uri, entry)?;
+        let _inside = self.handle.enter();
+        ufs::open(uri, &options)
+    }
+
+    /// Serves `storage`; without an entry, whatever the mount table says.
+    pub fn serve(&self, storage: Arc<dyn UnderStorage>, entry: Option<MountEntry>) -> Arc<Mounted> {
+        let conf = &self.conf;
+        let concurrency = usize::try_from(conf.get(&keys::user::UFS_CONCURRENCY)).unwrap_or(64).max(2);
+        let read = ReadOptions {
+            page_size: self.store.page_size(),
+            deadline: conf.get(&keys::user::UFS_DEADLINE),
+            concurrency,
+            prefetch_concurrency: concurrency - concurrency / 4,
+            ..ReadOptions::default()
+        };
+        let uri: Arc<str> = storage.uri().to_string().into();
+        let pages =
+            ReadThrough::new(storage.clone(), Some(self.store.clone()), self.pool.clone(), read, self.handle.clone());
+        let worker = EmbeddedWorker::new(
+            storage,
+            Arc::new(Through(pages.clone())),
+            self.pool.budget().clone(),
+            WorkerOptions::from_conf(conf),
+            self.handle.clone(),
+        );
+        let (weak, changes, storage) = (Arc::downgrade(&worker), self.changes.clone(), uri.clone());
+        pages.on_stale(move |path| {
+            if let Some(worker) = weak.upgrade() {
+                worker.forget(path);
+            }
+            // Nobody may have subscribed.
+            let _ = changes.send(Changed { storage: storage.clone(), path: path.clone() });
+        });
+        let mounted = Arc::new(Mounted { uri: uri.clone(), entry, worker, pages, changes: self.changes.clone() });
+        let before = self.mounted.write().insert(uri.to_string(), mounted.clone());
+        drop(before);
+        mounted
+    }
+}
+
+impl Mounted {
+    /// Tells subscribers that `path` changed.
+    pub fn changed(&self, path: &UfsPath) {
+        // Nobody may have subscribed.
+        let _ = self.changes.send(Changed { storage: self.uri.clone(), path: path.clone() });
+    }
+}
+
+/// The options of a mount's storage: the mount's own over those of the configuration. A name that is no key of the
+/// configuration and has no dot is a setting of the service behind OpenDAL.
+pub fn storage_options(conf: &Conf, uri: &UfsUri, entry: &MountEntry) -> Result<UfsOptions> {
+    let mut builder = conf.to_builder();
+    let mut service = Vec::new();
+    for (name, value) in &entry.properties {
+        if keys::find(name).is_some() || name.contains('.') {
+            builder = builder.set(name, value, Source::CommandLine(format!("mount option {name}")));
+        } else {
+            service.push((name.clone(), Secret::new(value.as_str())));
+        }
+    }
+    let conf = builder.load().map_err(|error| {
+        Error::new(ErrorKind::InvalidArgument, format!("options of the mount of {}: {error}", redact::uri(&entry.ufs)))
+    })?;
+    let mut options = UfsOptions::from_conf(&conf, uri);
+    options.service.extend(service);
+    Ok(options)
+}
