@@ -16,7 +16,7 @@ mod work;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 /// Measures alluxio-fuse side by side with the native directory, rclone, s3fs and a bare S3 client.
 #[derive(Parser)]
@@ -53,8 +53,17 @@ enum Internal {
     Serve { data: PathBuf, latency_ms: u64 },
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
     if let Some(Internal::Serve { data, latency_ms }) = arguments.command {
         return server::serve(&data, latency_ms);
     }
@@ -80,6 +89,7 @@ fn main() -> Result<()> {
         sizes.scratch >> 20
     );
     let scratch = tempfile::Builder::new().prefix("alluxio-bench-").tempdir_in(&arguments.scratch)?;
+    // As the table of mounts has it.
     let scratch_path = scratch.path().canonicalize()?;
     cleanup::on_signals(scratch_path.clone())?;
 

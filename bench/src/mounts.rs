@@ -148,7 +148,7 @@ impl Places {
             .args(["mount", &format!(":s3:{bucket}")])
             .arg(&point)
             .args(["--s3-provider", "Other", "--s3-endpoint", endpoint, "--s3-force-path-style"])
-            .args(["--vfs-cache-mode", "full", "--use-server-modtime", "--read-only", "--config", "/dev/null"])
+            .args(["--vfs-cache-mode", "full", "--read-only", "--config", "/dev/null"])
             .arg("--cache-dir")
             .arg(&cache);
         Mount::start(command, point, cache, &self.log(name))

@@ -130,12 +130,10 @@ impl World {
 
     fn present(&self) -> HashSet<(usize, usize, u64)> {
         let mut present = HashSet::new();
-        for file in 0..FILES.len() {
+        for (file, (pages, _)) in FILES.iter().enumerate() {
             for version in 0..VERSIONS.len() {
                 let stored = self.file(file, version);
-                present.extend(
-                    (0..FILES[file].0).filter(|page| stored.is_present(*page)).map(|page| (file, version, page)),
-                );
+                present.extend((0..*pages).filter(|page| stored.is_present(*page)).map(|page| (file, version, page)));
             }
         }
         present

@@ -238,7 +238,7 @@ fn caches_that_cannot_be() {
     refused(|| store.mount("").at(&place.path()).cache(&inside), &[inside.to_str().unwrap()]);
     assert!(!inside.exists());
     // Larger than the disk.
-    refused(|| store.mount("").option("local_data_cache_size=900TiB"), &["900TiB"]);
+    refused(|| store.mount("").option("local_data_cache_size=900TiB"), &["capacity", "disk"]);
     // A file where the directory should be.
     let file = tempfile::NamedTempFile::new().unwrap();
     refused(|| store.mount("").cache(file.path()), &[file.path().to_str().unwrap()]);

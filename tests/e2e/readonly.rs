@@ -66,6 +66,10 @@ fn check(root: &Path, with_links: bool) {
         if call.contains("a link") && !with_links {
             continue;
         }
+        // The kernel asks for these by a request of their own, which fuser does not know; programs then do without.
+        if call == "temporary file" && answer == libc::EOPNOTSUPP {
+            continue;
+        }
         assert_eq!(answer, libc::EROFS, "{call}: {}", io::Error::from_raw_os_error(answer));
     }
     assert_eq!(std::fs::read(root.join("file")).unwrap(), b"content");

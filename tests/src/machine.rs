@@ -116,6 +116,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Whether the mount at `point` is there and its daemon is gone. The kernel may still know the attributes of the root, but
+/// nobody lists it any more.
+pub fn dead(point: &Path) -> bool {
+    let answer = std::fs::read_dir(point).map(Iterator::count);
+    mounted(point).is_some() && answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+}
+
 /// Takes away whatever is mounted at `point`, busy or dead.
 pub fn detach(point: &Path) {
     // Several may lie on top of each other, after a failed test of stacking.

@@ -150,6 +150,8 @@ impl Mounting {
             Some(Ok(())) => Ok(mount),
             Some(Err(status)) => {
                 mount.child = None;
+                // What was there before is somebody else's.
+                mount.left = before.is_some();
                 Err(Failure { status: Some(status), message: mount.log() })
             }
             None => Err(Failure { status: None, message: mount.log() }),

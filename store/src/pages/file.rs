@@ -600,6 +600,9 @@ impl StoredFile {
             return Ok(None);
         };
         if complete && file.metadata().map_err(|error| errno(&error))?.size() < self.size {
+            if self.state.lock().generation != generation {
+                return Ok(None);
+            }
             tracing::warn!("page file of {} is shorter than its pages; it is given up", self.name());
             self.shared.counters.corrupt();
             self.evict_all();
