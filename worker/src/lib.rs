@@ -21,4 +21,4 @@ mod walk;
 pub use clock::Clock;
 pub use embedded::{EmbeddedWorker, WorkerStats};
 pub use options::WorkerOptions;
-pub use source::{PageSource, Space, Through};
+pub use source::{PageSource, Space};

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use common::{Attr, UfsPath, worker::PagedFile};
 use std::sync::Arc;
 use store::ReadThrough;
-use store::ReadThrough;
 
 /// Space of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,24 +35,6 @@ impl PageSource for Arc<ReadThrough> {
 
     fn space(&self) -> Option<Space> {
         let stats = self.store()?.stats();
-        Some(Space { capacity: stats.capacity, used: stats.used, files: stats.files })
-    }
-}
-
-/// Gets pages through a page store from an under storage.
-#[derive(Debug, Clone)]
-pub struct Through(pub Arc<ReadThrough>);
-
-impl PageSource for Through {
-    fn open(&self, path: &UfsPath, attr: Arc<Attr>, head: Option<Bytes>) -> Arc<dyn PagedFile> {
-        match head {
-            Some(head) => self.0.open_seeded(path, attr, &head),
-            None => self.0.open(path, attr),
-        }
-    }
-
-    fn space(&self) -> Option<Space> {
-        let stats = self.0.store()?.stats();
         Some(Space { capacity: stats.capacity, used: stats.used, files: stats.files })
     }
 }

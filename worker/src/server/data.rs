@@ -150,7 +150,8 @@ impl DataServer {
     fn admit(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.connections.clone().try_acquire_owned().ok();
         if permit.is_none() {
-            let error = Error::new(ErrorKind::Busy, format!("{} connections are served already", self.limits.connections));
+            let error =
+                Error::new(ErrorKind::Busy, format!("{} connections are served already", self.limits.connections));
             self.warn(&error, "a connection is refused");
         }
         permit
@@ -227,10 +228,15 @@ impl DomainSocket {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(io)?;
                 }
-                _ => return Err(failed("another process answers there; give this worker an address of its own".into())),
+                _ => {
+                    return Err(failed("another process answers there; give this worker an address of its own".into()));
+                }
             },
             Ok(found) if found.is_dir() => {
-                return Err(failed(format!("a directory; set {} to true to have the socket made in it", KEY.replace("address", "as.uuid"))));
+                return Err(failed(format!(
+                    "a directory; set {} to true to have the socket made in it",
+                    KEY.replace("address", "as.uuid")
+                )));
             }
             Ok(_) => return Err(failed("something else has this name; remove it or choose another".into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -6,7 +6,7 @@
 //! - a storage that cannot be opened costs itself only, and is tried again at each refresh;
 //! - when the table cannot be read the last one stays.
 
-use crate::{EmbeddedWorker, Through, WorkerOptions};
+use crate::{EmbeddedWorker, WorkerOptions};
 use client::mount_table::{MountEntry, MountTable, MountTableStore};
 use common::{
     Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
@@ -228,8 +228,7 @@ impl Namespace {
             let gone: Vec<_> = mounted
                 .iter()
                 .filter(|(uri, one)| {
-                    one.entry.is_some()
-                        && wanted.get(*uri).is_none_or(|(_, entry)| Some(*entry) != one.entry.as_ref())
+                    one.entry.is_some() && wanted.get(*uri).is_none_or(|(_, entry)| Some(*entry) != one.entry.as_ref())
                 })
                 .map(|(uri, _)| uri.clone())
                 .collect();
@@ -280,7 +279,7 @@ impl Namespace {
             ReadThrough::new(storage.clone(), Some(self.store.clone()), self.pool.clone(), read, self.handle.clone());
         let worker = EmbeddedWorker::new(
             storage,
-            Arc::new(Through(pages.clone())),
+            Arc::new(pages.clone()),
             self.pool.budget().clone(),
             WorkerOptions::from_conf(conf),
             self.handle.clone(),

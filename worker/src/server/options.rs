@@ -114,7 +114,11 @@ impl ServerOptions {
             web_port: port(&keys::WEB_PORT),
             domain: conf.get(&keys::DOMAIN_SOCKET_ADDRESS),
             domain_as_uuid: conf.get(&keys::DOMAIN_SOCKET_AS_UUID),
-            domain_uids: conf.get(&keys::DOMAIN_SOCKET_UIDS).into_iter().filter_map(|uid| uid.try_into().ok()).collect(),
+            domain_uids: conf
+                .get(&keys::DOMAIN_SOCKET_UIDS)
+                .into_iter()
+                .filter_map(|uid| uid.try_into().ok())
+                .collect(),
             identity_file: conf.get(&keys::IDENTITY_FILE),
             store: StoreOptions {
                 dirs: dirs(conf)?,
@@ -160,9 +164,11 @@ mod tests {
     use common::conf::{Environment, Source};
 
     fn options(settings: &[(&str, &str)]) -> Result<ServerOptions> {
-        let mut builder = Conf::builder()
-            .environment(Environment::of([], 0))
-            .set("alluxio.etcd.endpoints", "http://e:2379", Source::CommandLine("-D".into()));
+        let mut builder = Conf::builder().environment(Environment::of([], 0)).set(
+            "alluxio.etcd.endpoints",
+            "http://e:2379",
+            Source::CommandLine("-D".into()),
+        );
         for (key, value) in settings {
             builder = builder.set(key, value, Source::CommandLine("-D".into()));
         }

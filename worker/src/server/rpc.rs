@@ -132,10 +132,7 @@ impl Service for Rpc {
         }))
     }
 
-    async fn set_log_level(
-        &self,
-        request: Request<SetLogLevelRequest>,
-    ) -> Result<Response<SetLogLevelReply>, Status> {
+    async fn set_log_level(&self, request: Request<SetLogLevelRequest>) -> Result<Response<SetLogLevelReply>, Status> {
         let SetLogLevelRequest { target, level } = request.into_inner();
         let directives = with_directive(&common::logging::filter().unwrap_or_default(), &target, &level);
         common::logging::set_filter(&directives)

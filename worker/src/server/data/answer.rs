@@ -53,7 +53,10 @@ pub(super) async fn read(
         let start = page * page_size;
         let stop = (start + page_size).min(size);
         let to = stop.min(end);
-        if at == start && to == stop && let Some(stored) = file.stored_page(page) {
+        if at == start
+            && to == stop
+            && let Some(stored) = file.stored_page(page)
+        {
             let prefix = DataPrefix { offset: at, checksum: stored.checksum, last: to == end };
             connection.send_stored(request, prefix, &stored).await;
             metrics().cached_read_bytes.inc_by(to - at);
@@ -90,14 +93,7 @@ pub(super) async fn read(
 }
 
 /// Sends present bytes from `at` to `to` at most; returns how many.
-async fn copy(
-    connection: &Connection,
-    request: u32,
-    handle: &Handle,
-    at: u64,
-    to: u64,
-    end: u64,
-) -> Result<u64> {
+async fn copy(connection: &Connection, request: u32, handle: &Handle, at: u64, to: u64, end: u64) -> Result<u64> {
     let length = usize::try_from(to - at).unwrap_or(COPY).min(COPY);
     let budget = connection.server.namespace.pool().budget();
     let _reserved = match budget.try_reserve(length, Purpose::Demand) {

@@ -7,13 +7,7 @@ use common::{
     worker::{FileLease, PagedFile},
 };
 use parking_lot::Mutex;
-use std::{
-    collections::HashMap,
-    fs::File,
-    os::fd::AsRawFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fs::File, os::fd::AsRawFd, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -221,7 +215,9 @@ pub(super) async fn serve(server: &Arc<DataServer>, socket: Socket, from: &str) 
                         continue;
                     }
                 };
-                if length <= AT_ONCE && answer::at_once(&connection, request, &handle, offset, length, &mut scratch).await {
+                if length <= AT_ONCE
+                    && answer::at_once(&connection, request, &handle, offset, length, &mut scratch).await
+                {
                     continue;
                 }
                 let Some(permit) = in_line(&connection, &in_flight).await else { break Ok(()) };
@@ -278,7 +274,7 @@ async fn greet(connection: &Connection, frames: &mut FrameReader, from: &str) ->
     let hello = async {
         let Some(header) = frames.header().await? else { return Ok(None) };
         let message = frames.message(&checked(&header)?).await?;
-        Ok(Some((header.request, message)))
+        Ok::<_, Error>(Some((header.request, message)))
     };
     let (request, message) = match tokio::time::timeout(HELLO, hello).await {
         Ok(greeted) => match greeted? {
