@@ -29,7 +29,7 @@ use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, Timestamp, UfsPath, UfsUri, Version,
     conf::{Conf, keys},
-    worker::{DirEntry, Listing},
+    worker::{DirEntry, FileLease, Listing},
 };
 use mounted::Mounted;
 use parking_lot::Mutex;
@@ -91,7 +91,14 @@ impl Namespace {
         let options = ClusterOptions::from_conf(conf);
         let view = View::follow(&membership, MountTableStore::new(etcd, &cluster), options.clone()).await?;
         let uri = UfsUri::parse(&format!("alluxio://{cluster}/{}", String::from_utf8_lossy(at.as_bytes())))?;
-        Ok(Arc::new(Self { uri, view, options, conf: conf.clone(), mounted: Mutex::default(), since: Timestamp::now() }))
+        Ok(Arc::new(Self {
+            uri,
+            view,
+            options,
+            conf: conf.clone(),
+            mounted: Mutex::default(),
+            since: Timestamp::now(),
+        }))
     }
 
     /// What it knows of the cluster.
@@ -188,6 +195,15 @@ impl UnderStorage for Namespace {
             Some((mounted, path)) => mounted.read_link(&path).await,
             None => Err(Self::is_root(path)),
         }
+    }
+
+    fn lends(&self) -> bool {
+        self.options.link.short_circuit && self.view.workers().may_be_here()
+    }
+
+    async fn lend(&self, path: &UfsPath, attr: &Attr) -> Option<FileLease> {
+        let (mounted, path) = self.route(path).ok()??;
+        mounted.lend(&path, attr).await
     }
 }
 

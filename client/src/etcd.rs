@@ -38,7 +38,9 @@ impl EtcdOptions {
         let wrong = |why: &str| Err(Error::new(ErrorKind::InvalidArgument, why));
         let endpoints = conf.get(&keys::ETCD_ENDPOINTS);
         if endpoints.is_empty() {
-            return wrong("alluxio.etcd.endpoints is not set: name the etcd of the cluster, for example http://etcd:2379");
+            return wrong(
+                "alluxio.etcd.endpoints is not set: name the etcd of the cluster, for example http://etcd:2379",
+            );
         }
         let user = match (conf.get(&keys::ETCD_USERNAME), conf.get(&keys::ETCD_PASSWORD)) {
             (Some(name), password) => Some((name, password.unwrap_or_default())),

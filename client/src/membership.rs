@@ -49,10 +49,8 @@ impl Membership {
     /// Asks etcd for the workers of now.
     pub async fn view(&self) -> Result<MembershipView> {
         let prefix = || Some(GetOptions::new().with_prefix());
-        let both = Txn::new().and_then([
-            TxnOp::get(self.registered.as_str(), prefix()),
-            TxnOp::get(self.live.as_str(), prefix()),
-        ]);
+        let both = Txn::new()
+            .and_then([TxnOp::get(self.registered.as_str(), prefix()), TxnOp::get(self.live.as_str(), prefix())]);
         let answer = self.etcd.call("read the workers", async |client| client.txn(both).await).await?;
         view::of_answer(&answer)
     }

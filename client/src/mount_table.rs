@@ -56,7 +56,10 @@ impl MountTable {
         if let Some(present) = self.mounts.get(&path) {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!("{path} is taken: {} is mounted there; remove it first or choose another name", redact::uri(&present.ufs)),
+                format!(
+                    "{path} is taken: {} is mounted there; remove it first or choose another name",
+                    redact::uri(&present.ufs)
+                ),
             ));
         }
         for (other, present) in &self.mounts {
@@ -92,7 +95,10 @@ impl MountTable {
         };
         let point = format!("/{}", String::from_utf8_lossy(first));
         let entry = self.mounts.get(&point).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("{text}: nothing is mounted at {point}; alluxio mount list shows what is"))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{text}: nothing is mounted at {point}; alluxio mount list shows what is"),
+            )
         })?;
         let rest: Vec<String> = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         let uri = UfsUri::parse(&entry.ufs)?;
@@ -103,7 +109,10 @@ impl MountTable {
 
 fn mount_point(path: &str) -> Result<String> {
     let wrong = |why: &str| {
-        Err(Error::new(ErrorKind::InvalidArgument, format!("{path:?}: {why}; a mount point is one name below /, for example /data")))
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{path:?}: {why}; a mount point is one name below /, for example /data"),
+        ))
     };
     if !path.starts_with('/') {
         return wrong("it does not begin with /");
@@ -174,7 +183,11 @@ impl MountTableStore {
             self.etcd.call("read the mount table", async |client| client.get(self.key.as_str(), None).await).await?;
         let Some(pair) = answer.kvs().first() else { return Ok((MountTable::default(), 0)) };
         let table = serde_json::from_slice(pair.value()).map_err(|error| {
-            Error::with_source(ErrorKind::Corrupt, format!("the mount table at {} in etcd is no table: {error}", self.key), error)
+            Error::with_source(
+                ErrorKind::Corrupt,
+                format!("the mount table at {} in etcd is no table: {error}", self.key),
+                error,
+            )
         })?;
         Ok((table, pair.mod_revision()))
     }

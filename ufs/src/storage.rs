@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, Result, StatFs, UfsPath, UfsUri, Version,
-    worker::{Listing, LocalFile},
+    worker::{FileLease, Listing, LocalFile},
 };
 
 /// Takes the bytes of a read in order, as they arrive.
@@ -92,6 +92,18 @@ pub trait UnderStorage: Send + Sync + 'static {
     /// Opens a regular file without waiting, for a directory on this host.
     fn open_now(&self, path: &UfsPath) -> Option<Result<LocalFile>> {
         let _ = path;
+        None
+    }
+
+    /// Whether somebody on this host may have files of it on disk and lend them ([`lend`](Self::lend)).
+    fn lends(&self) -> bool {
+        false
+    }
+
+    /// The file at `path` in the version of `attr`, when somebody on this host has all of it on disk: its bytes stay as
+    /// they are while the lease lives. None: read it as usual.
+    async fn lend(&self, path: &UfsPath, attr: &Attr) -> Option<FileLease> {
+        let _ = (path, attr);
         None
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     cache::{Known, MetadataCache},
     flight::{Flight, Found},
     heads::{Heads, KEEP},
+    lent::{Lent, LentFile},
     lister::{Lister, Wanted},
     options::WorkerOptions,
     parents::Advice,
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, StatFs, UfsPath,
     budget::MemoryBudget,
-    worker::{Freshness, Listing, OpenedFile, Worker},
+    worker::{FileLease, Freshness, Listing, OpenedFile, Worker},
 };
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use parking_lot::Mutex;
@@ -65,6 +66,7 @@ struct Inner {
     lister: Arc<Lister>,
     heads: Heads,
     requests: Arc<Semaphore>,
+    lent: Lent,
     asking: Mutex<HashMap<UfsPath, WeakShared<BoxFuture<'static, Answer>>>>,
     options: WorkerOptions,
     handle: Handle,
@@ -118,6 +120,7 @@ impl EmbeddedWorker {
             lister,
             heads: Heads::new(clock, budget, options.head_total),
             requests,
+            lent: Lent::new(),
             asking: Mutex::default(),
             options,
             handle,
@@ -272,6 +275,13 @@ impl Inner {
         });
     }
 
+    fn open_lent(&self, path: &UfsPath, attr: Arc<Attr>, lease: FileLease) -> Result<OpenedFile> {
+        match self.open(path, attr)? {
+            OpenedFile::Paged(inner) => Ok(OpenedFile::Paged(Arc::new(LentFile { inner, lease }))),
+            local => Ok(local),
+        }
+    }
+
     fn open(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<OpenedFile> {
         match attr.kind {
             FileKind::File => {
@@ -334,6 +344,10 @@ impl Worker for EmbeddedWorker {
             return self.inner.storage.open_now(path).map(|opened| opened.map(OpenedFile::Local));
         }
         match self.inner.cached(path)? {
+            Ok(attr) if attr.is_file() && attr.size > 0 && self.inner.storage.lends() => {
+                let lease = self.inner.lent.get(path, &attr.version)?;
+                Some(self.inner.open_lent(path, attr, lease))
+            }
             Ok(attr) => Some(self.inner.open(path, attr)),
             Err(error) => Some(Err(error)),
         }
@@ -346,6 +360,11 @@ impl Worker for EmbeddedWorker {
             return opened.map(OpenedFile::Local);
         }
         let attr = self.attr(path, freshness).await?;
+        if attr.is_file() && attr.size > 0 && self.inner.storage.lends() {
+            if let Some(lease) = self.inner.lent.ask(&self.inner.storage, path, &attr).await {
+                return self.inner.open_lent(path, attr, lease);
+            }
+        }
         self.inner.open(path, attr)
     }
 

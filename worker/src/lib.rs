@@ -9,6 +9,7 @@ pub mod clock;
 mod embedded;
 mod flight;
 mod heads;
+mod lent;
 mod lister;
 pub mod options;
 mod parents;

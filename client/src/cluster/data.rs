@@ -81,7 +81,8 @@ impl DataConnection {
     pub async fn tcp(host: &str, port: u16, name: &str, patience: Duration) -> Result<Self> {
         let what = format!("worker at {host}:{port}");
         let connect = tokio::net::TcpStream::connect((host, port));
-        let stream = within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
+        let stream =
+            within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
         let stream = stream.into_std().map_err(|error| Error::io(&what, error))?;
         Self::begin(Socket::tcp(stream, SILENCE * 5)?, &what, name, patience).await
     }
@@ -90,7 +91,8 @@ impl DataConnection {
     pub async fn domain(path: &Path, name: &str, patience: Duration) -> Result<Self> {
         let what = format!("worker at {}", path.display());
         let connect = tokio::net::UnixStream::connect(path);
-        let stream = within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
+        let stream =
+            within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
         let stream = stream.into_std().map_err(|error| Error::io(&what, error))?;
         Self::begin(Socket::domain(stream, SILENCE * 5)?, &what, name, patience).await
     }

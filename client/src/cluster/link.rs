@@ -55,8 +55,9 @@ impl Link {
     pub fn new(entry: WorkerEntry, options: LinkOptions) -> Result<Arc<Self>> {
         let address = &entry.address;
         let uri = format!("http://{}:{}", address.host, address.rpc_port);
-        let endpoint = Endpoint::from_shared(uri.clone())
-            .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, format!("{uri} is no address: {error}"), error))?;
+        let endpoint = Endpoint::from_shared(uri.clone()).map_err(|error| {
+            Error::with_source(ErrorKind::InvalidArgument, format!("{uri} is no address: {error}"), error)
+        })?;
         let channel = endpoint
             .connect_timeout(SILENCE * 2)
             .http2_keep_alive_interval(SILENCE)
@@ -87,6 +88,11 @@ impl Link {
     /// Whether it is known to be on this host.
     pub fn is_here(&self) -> bool {
         self.here.load(Ordering::Relaxed) == 1
+    }
+
+    /// Whether it is on this host, or that was not found out yet.
+    pub fn may_be_here(&self) -> bool {
+        self.domain_path().is_some() && self.here.load(Ordering::Relaxed) != 2
     }
 
     /// Bytes asked of it and not yet arrived.

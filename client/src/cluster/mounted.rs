@@ -1,11 +1,6 @@
 //! One mount of the namespace: requests to the workers that own its paths, and to the storage itself when they fail.
 
-use super::{
-    ClusterOptions,
-    data::FileKey,
-    link::Link,
-    view::View,
-};
+use super::{ClusterOptions, data::FileKey, link::Link, view::View};
 use crate::mount_table::MountEntry;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +9,7 @@ use common::{
     conf::{Conf, Source},
     metrics::metrics,
     rpc::{self, is_worker_failure, worker as proto},
-    worker::{DirEntry, Listing},
+    worker::{DirEntry, FileLease, Listing},
 };
 use std::sync::{Arc, OnceLock};
 use tonic::Streaming;
@@ -50,7 +45,11 @@ impl Mounted {
 
     /// Attributes, from the owner.
     pub async fn stat(&self, path: &UfsPath) -> Result<Attr> {
-        let request = || proto::GetAttrRequest { storage: self.storage.to_string(), path: path.as_bytes().to_vec(), fresh: false };
+        let request = || proto::GetAttrRequest {
+            storage: self.storage.to_string(),
+            path: path.as_bytes().to_vec(),
+            fresh: false,
+        };
         for link in self.owners(path, ATTEMPTS) {
             match link.call(async |client| client.get_attr(request()).await).await {
                 Ok(reply) => {
@@ -127,7 +126,11 @@ impl Mounted {
             let outcome = match link.data(spread).await {
                 Ok(connection) => {
                     let (pushed, outcome) = connection.read(&key, &attr, at, left, &mut counting).await;
-                    let counter = if connection.is_domain() { &metrics().read_domain_bytes } else { &metrics().read_remote_bytes };
+                    let counter = if connection.is_domain() {
+                        &metrics().read_domain_bytes
+                    } else {
+                        &metrics().read_remote_bytes
+                    };
                     counter.inc_by(pushed);
                     outcome
                 }
@@ -149,6 +152,27 @@ impl Mounted {
         }
         let (at, left) = (offset + counting.pushed, length - counting.pushed);
         self.direct("read")?.read(path, version, at, left, &mut counting).await
+    }
+
+    /// The file on the disk of a worker on this host that may have it, when all of it is there.
+    pub async fn lend(&self, path: &UfsPath, attr: &Attr) -> Option<FileLease> {
+        let key = FileKey { storage: self.storage.clone(), path: path.clone(), version: attr.version.clone() };
+        for link in self.readers(path).into_iter().take(self.options.replicas).filter(|link| link.may_be_here()) {
+            let lent = async {
+                let connection = link.data(0).await?;
+                Ok::<_, Error>(connection.export(&key, attr).await?.map(|file| (connection, file)))
+            };
+            match lent.await {
+                Ok(Some((connection, file))) => {
+                    link.answered();
+                    return Some(FileLease::new(Arc::new(file.into()), attr.version.clone(), connection));
+                }
+                Ok(None) => {}
+                Err(error) if is_worker_failure(&error) => link.failed(&error),
+                Err(error) => tracing::debug!(%path, %error, "not lent"),
+            }
+        }
+        None
     }
 
     /// Workers that may be asked for a path, in the order of the ring.

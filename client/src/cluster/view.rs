@@ -2,10 +2,7 @@
 //!
 //! It follows etcd in the background. When etcd is away everything goes on with what was last seen.
 
-use super::{
-    ClusterOptions,
-    link::Link,
-};
+use super::{ClusterOptions, link::Link};
 use crate::{
     membership::{Following, Membership, MembershipView},
     mount_table::{MountEntry, MountTableStore},
@@ -35,6 +32,11 @@ impl Workers {
         self.ring.lookup(key, count).iter().filter_map(|identity| self.links.get(identity)).cloned().collect()
     }
 
+    /// Whether one of them is on this host, or may be.
+    pub fn may_be_here(&self) -> bool {
+        self.links.values().any(|link| link.may_be_here())
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.links.len()
@@ -51,7 +53,11 @@ pub struct View {
 
 impl View {
     /// Reads membership and mount table, and follows both from then on.
-    pub async fn follow(membership: &Membership, mounts: MountTableStore, options: ClusterOptions) -> Result<Arc<Self>> {
+    pub async fn follow(
+        membership: &Membership,
+        mounts: MountTableStore,
+        options: ClusterOptions,
+    ) -> Result<Arc<Self>> {
         let following = membership.follow().await?;
         let first = mounts.read().await?.mounts;
         let workers = build(&following.view(), &options, None);
@@ -60,12 +66,7 @@ impl View {
                 tokio::spawn(follow_workers(weak.clone(), following)).abort_handle(),
                 tokio::spawn(follow_mounts(weak.clone(), mounts)).abort_handle(),
             ];
-            Self {
-                workers: RwLock::new(Arc::new(workers)),
-                mounts: RwLock::new(Arc::new(first)),
-                options,
-                tasks,
-            }
+            Self { workers: RwLock::new(Arc::new(workers)), mounts: RwLock::new(Arc::new(first)), options, tasks }
         }))
     }
 

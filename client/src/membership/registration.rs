@@ -60,7 +60,8 @@ async fn enter(membership: &Membership, entry: &WorkerEntry, options: &Registrat
     let value = entry.to_json();
     // Read, judge, write what was judged: another worker in between makes the transaction fail, and it is judged again.
     for _ in 0..5 {
-        let look = Txn::new().and_then([TxnOp::get(live_key.as_str(), None), TxnOp::get(registered_key.as_str(), None)]);
+        let look =
+            Txn::new().and_then([TxnOp::get(live_key.as_str(), None), TxnOp::get(registered_key.as_str(), None)]);
         let seen = etcd.call("read the worker's keys", async |client| client.txn(look).await).await?;
         let mut revisions = [0; 2];
         for (at, response) in seen.op_responses().iter().enumerate().take(2) {
@@ -132,7 +133,9 @@ async fn keep(
                 }
                 Err(error) => tracing::warn!(worker = %entry.identity, %error, "not registered; tried again soon"),
             },
-            Err(error) => tracing::warn!(worker = %entry.identity, %error, "the lease is not renewed; tried again soon"),
+            Err(error) => {
+                tracing::warn!(worker = %entry.identity, %error, "the lease is not renewed; tried again soon")
+            }
         }
     }
 }

@@ -123,7 +123,10 @@ async fn follow_until_broken(membership: &Membership, sender: &watch::Sender<Arc
         match answer {
             Some(answer) if answer.canceled() => return Ok(()),
             Some(answer) => {
-                let any = answer.events().iter().any(|event| matches!(event.event_type(), EventType::Put | EventType::Delete));
+                let any = answer
+                    .events()
+                    .iter()
+                    .any(|event| matches!(event.event_type(), EventType::Put | EventType::Delete));
                 if any {
                     publish(sender, membership.view().await?);
                 }

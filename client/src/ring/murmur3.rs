@@ -80,10 +80,7 @@ mod tests {
         assert_eq!(murmur3_x86_32(b""), 0);
         assert_eq!(murmur3_x86_32(b"test") as u32, 0xba6b_d213);
         assert_eq!(murmur3_x86_32(b"Hello, world!") as u32, 0xc036_3e43);
-        assert_eq!(
-            murmur3_x86_32(b"The quick brown fox jumps over the lazy dog") as u32,
-            0x2e4f_f723
-        );
+        assert_eq!(murmur3_x86_32(b"The quick brown fox jumps over the lazy dog") as u32, 0x2e4f_f723);
     }
 
     #[test]
