@@ -119,7 +119,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// Whether the mount at `point` is there and its daemon is gone. The kernel may still know the attributes of the root, but
 /// nobody lists it any more.
 pub fn dead(point: &Path) -> bool {
-    let answer = std::fs::read_dir(point).map(Iterator::count);
+    let answer = std::fs::read_dir(point).and_then(|mut entries| entries.next().transpose());
     mounted(point).is_some() && answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 

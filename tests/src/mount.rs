@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     daemon,
-    machine::{PATIENCE, detach, mounted, try_for, wait_for},
+    machine::{PATIENCE, dead, detach, mounted, try_for, wait_for},
 };
 
 /// How long a mount may live.
@@ -131,7 +131,8 @@ impl Mounting {
     #[track_caller]
     pub fn try_start(self) -> Result<Mount, Failure> {
         let point = self.point();
-        let before = mounted(&point);
+        // A dead mount is taken away by the new daemon; a live one is somebody else's, and the new one is refused.
+        let occupied = mounted(&point).is_some() && !dead(&point);
         let log = self.home.path().join("daemon.log");
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         let mut command = self.command(&["mount", "-f", "-o", &self.option_text(), &self.uri]);
@@ -143,15 +144,15 @@ impl Mounting {
             if let Some(status) = mount.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 return Some(Err(status));
             }
-            let now = mounted(&mount.point);
-            (now.is_some() && now != before && std::fs::metadata(&mount.point).is_ok()).then_some(Ok(()))
+            let up = !occupied && mounted(&mount.point).is_some() && !dead(&mount.point);
+            (up && std::fs::metadata(&mount.point).is_ok()).then_some(Ok(()))
         });
         match up {
             Some(Ok(())) => Ok(mount),
             Some(Err(status)) => {
                 mount.child = None;
                 // What was there before is somebody else's.
-                mount.left = before.is_some();
+                mount.left = occupied;
                 Err(Failure { status: Some(status), message: mount.log() })
             }
             None => Err(Failure { status: None, message: mount.log() }),
