@@ -1,8 +1,10 @@
-//! `alluxio fs`: files and directories, directly on their under storage: no cluster, mount or cache takes part.
+//! `alluxio fs`: files and directories, directly on their under storage: no cluster, mount or cache takes part, but for
+//! `location`, which says who in the cluster owns a path.
 
 mod content;
 mod format;
 mod list;
+mod location;
 mod place;
 mod status;
 
@@ -26,7 +28,8 @@ Examples:
   alluxio fs head -c 4KB /data/file
   alluxio fs stat -f '%z %N' /data/file
   alluxio fs test -e s3://bucket/file && echo there
-  alluxio fs checksum --algorithm sha256 /data/file";
+  alluxio fs checksum --algorithm sha256 /data/file
+  alluxio fs location --replicas 3 /s3/dir/file";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -44,6 +47,8 @@ enum Command {
     Test(status::TestArgs),
     /// Print the checksum of a file
     Checksum(content::ChecksumArgs),
+    /// Print the workers that own a path, in the order in which they are asked
+    Location(location::Args),
 }
 
 /// `fs test` could not find out: its exit code tells that apart from "no".
@@ -69,6 +74,7 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
             Command::Tail(args) => content::tail(args, conf, out).await,
             Command::Test(args) => status::test(args, conf).await,
             Command::Checksum(args) => content::checksum(args, conf, out).await,
+            Command::Location(args) => location::location(args, conf, out).await,
         }
     });
     // A request that is still under way must not delay the end.

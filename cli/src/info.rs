@@ -1,10 +1,12 @@
-//! `alluxio info`: about this program.
+//! `alluxio info`: about this program and the workers of its cluster.
 
+use crate::cluster::{Cluster, block_on};
+use common::conf::Conf;
 use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  alluxio info version")]
+#[command(after_help = "Examples:\n  alluxio info version\n  alluxio info nodes")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -14,11 +16,22 @@ pub struct Args {
 enum Command {
     /// Print the version
     Version,
+    /// Print the registered workers and whether they are live
+    Nodes,
 }
 
-pub fn run(args: Args, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+pub fn run(args: Args, load: impl FnOnce() -> anyhow::Result<Conf>, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Version => writeln!(out, "{}", env!("CARGO_PKG_VERSION"))?,
+        Command::Nodes => {
+            let conf = load()?;
+            let view = block_on(async { Ok(Cluster::connect(&conf).await?.membership.view().await?) })?;
+            writeln!(out, "WorkerId\tAddress\tStatus")?;
+            for (identity, state) in &view.workers {
+                let status = if state.live { "ONLINE" } else { "OFFLINE" };
+                writeln!(out, "{identity}\t{}\t{status}", state.entry.shown())?;
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

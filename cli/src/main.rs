@@ -4,10 +4,13 @@
 //! out. A reader of the output that goes away early (`alluxio fs cat … | head`) is no failure. Results go to standard
 //! output; one line for each error and warning goes to standard error.
 
+mod cluster;
 mod completion;
 mod conf;
 mod fs;
 mod info;
+mod mount;
+mod process;
 
 use clap::{Parser, Subcommand};
 use common::conf::{Conf, Role, Source};
@@ -15,7 +18,7 @@ use common::logging::{self, LogOptions};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Look at the configuration and at files of under storages.
+/// Run the parts of a cluster; look at its configuration, its mounts, and files of under storages.
 #[derive(Debug, Parser)]
 #[command(name = "alluxio", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
@@ -24,8 +27,9 @@ struct Cli {
     defines: Vec<(String, String)>,
 
     /// What to log to standard error: off, error, warn, info, debug, trace, or directives such as info,ufs=debug
-    #[arg(long, value_name = "LEVEL", global = true, default_value = "warn")]
-    log_level: String,
+    /// [default: warn; info for processes that it starts]
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log_level: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -36,7 +40,9 @@ Examples:
   alluxio conf get alluxio.user.client.cache.size
   alluxio fs ls /data
   alluxio -D alluxio.underfs.s3.endpoint=http://localhost:9000 fs cat s3://bucket/file
-  alluxio info version";
+  alluxio process start worker --daemon
+  alluxio mount add --path /data --ufs-uri s3://bucket/prefix
+  alluxio info nodes";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -44,8 +50,12 @@ enum Command {
     Conf(conf::Args),
     /// Files and directories of under storages
     Fs(fs::Args),
-    /// About this program
+    /// About this program and its cluster
     Info(info::Args),
+    /// The mounts of the cluster's namespace
+    Mount(mount::Args),
+    /// Start and stop the processes of a cluster
+    Process(process::Args),
     /// Print the completions for a shell
     Completion(completion::Args),
 }
@@ -77,7 +87,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    logging::init(&LogOptions { filter: cli.log_level.clone(), ..LogOptions::default() })?;
+    let usual = if matches!(cli.command, Command::Process(_)) { "info" } else { "warn" };
+    let filter = cli.log_level.as_deref().unwrap_or(usual).to_owned();
+    logging::init(&LogOptions { filter, ..LogOptions::default() })?;
     let load = |role: Role| -> anyhow::Result<Conf> {
         let mut builder = Conf::builder().process(role);
         for (key, value) in &cli.defines {
@@ -90,7 +102,9 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Conf(args) => conf::run(args, load, out),
         Command::Fs(args) => fs::run(args, &load(Role::Client)?, out),
-        Command::Info(args) => info::run(args, out),
+        Command::Info(args) => info::run(args, || load(Role::Client), out),
+        Command::Mount(args) => mount::run(args, &load(Role::Client)?, out),
+        Command::Process(args) => process::run(args, load, out),
         Command::Completion(args) => completion::run(args, out),
     }
 }
