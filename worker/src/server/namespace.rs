@@ -13,7 +13,7 @@ use common::{
     conf::{Conf, Source, keys},
     page::PagePool,
     redact,
-    worker::{Freshness, PagedFile, Worker},
+    worker::{Freshness, OpenedFile, PagedFile, Worker},
 };
 use parking_lot::{Mutex, RwLock};
 use std::{
@@ -77,17 +77,25 @@ impl Mounted {
                 fresh
             }
         };
-        if !attr.is_file() {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("{}{path} is no regular file", self.uri)));
-        }
-        Ok(self.pages.open(path, attr))
+        self.open_pages(path, attr)
     }
 
     /// The file in the version that the storage has.
     pub async fn open_current(&self, path: &UfsPath) -> Result<Arc<dyn PagedFile>> {
         let attr = self.worker.attr(path, Freshness::Cached).await?;
+        self.open_pages(path, attr)
+    }
+
+    fn open_pages(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<Arc<dyn PagedFile>> {
         if !attr.is_file() {
             return Err(Error::new(ErrorKind::InvalidArgument, format!("{}{path} is no regular file", self.uri)));
+        }
+        // The lookup may have brought first bytes along, which make up the whole of a small file.
+        if !self.worker.storage().is_local()
+            && let Some(Ok(OpenedFile::Paged(file))) = self.worker.open_now(path)
+            && same_version(file.attr(), &attr)
+        {
+            return Ok(file);
         }
         Ok(self.pages.open(path, attr))
     }
