@@ -171,6 +171,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end.cancel();
+        self.data.cut();
         for task in &self.tasks {
             task.abort();
         }

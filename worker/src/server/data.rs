@@ -109,7 +109,7 @@ impl DataServer {
                                 continue;
                             }
                         };
-                        if uid != 0 && uid != process_owner().0 && !uids.contains(&uid) {
+                        if !may_connect(uid, process_owner().0, &uids) {
                             let error = Error::new(
                                 ErrorKind::PermissionDenied,
                                 format!("user {uid} (process {pid}) is not in alluxio.worker.data.server.domain.socket.allowed.uids"),
@@ -140,6 +140,12 @@ impl DataServer {
             self.over.cancel();
             self.tasks.wait().await;
         }
+    }
+
+    /// Ends everything where it is.
+    pub fn cut(&self) {
+        self.draining.cancel();
+        self.over.cancel();
     }
 
     /// Connections that are served now.
@@ -200,6 +206,11 @@ impl DataServer {
     }
 }
 
+/// Whether a process of `uid` is served by one of `own`.
+fn may_connect(uid: u32, own: u32, others: &[u32]) -> bool {
+    uid == 0 || uid == own || others.contains(&uid)
+}
+
 /// A domain socket that listens; its name goes when it is dropped.
 #[derive(Debug)]
 pub struct DomainSocket {
@@ -258,5 +269,36 @@ impl Drop for DomainSocket {
     fn drop(&mut self) {
         // A name that is left over is replaced by the next start.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_the_own_user_and_those_listed_may_connect() {
+        assert!(may_connect(0, 5, &[]) && may_connect(5, 5, &[]) && may_connect(7, 5, &[6, 7]));
+        assert!(!may_connect(8, 5, &[6, 7]) && !may_connect(8, 0, &[]));
+    }
+
+    #[test]
+    fn a_name_that_is_left_over_is_replaced_and_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deeper/socket");
+        let first = DomainSocket::bind(&path).unwrap();
+        assert!(DomainSocket::bind(&path).unwrap_err().to_string().contains("another process answers"));
+        // As if the process had been killed: nobody listens, the name is there.
+        let left = dir.path().join("left");
+        drop(UnixListener::bind(&left).unwrap());
+        DomainSocket::bind(&left).unwrap();
+        assert!(DomainSocket::bind(dir.path()).unwrap_err().to_string().contains("as.uuid"));
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert!(DomainSocket::bind(&file).is_err() && file.exists());
+        let long = dir.path().join("x".repeat(120));
+        assert!(DomainSocket::bind(&long).unwrap_err().to_string().contains("107 bytes"));
+        drop(first);
+        assert!(!path.exists());
     }
 }

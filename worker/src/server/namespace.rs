@@ -68,7 +68,7 @@ impl Mounted {
             _ => {
                 self.worker.forget(path);
                 let fresh = self.worker.attr(path, Freshness::Storage).await?;
-                if !same_version(&fresh, wanted) {
+                if fresh.is_file() && !same_version(&fresh, wanted) {
                     return Err(Error::new(
                         ErrorKind::Stale,
                         format!("{}{path}: the storage has another version by now", self.uri),
@@ -88,7 +88,8 @@ impl Mounted {
 
     fn open_pages(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<Arc<dyn PagedFile>> {
         if !attr.is_file() {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("{}{path} is no regular file", self.uri)));
+            let kind = if attr.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::InvalidArgument };
+            return Err(Error::new(kind, format!("{}{path} is no regular file", self.uri)));
         }
         // The lookup may have brought first bytes along, which make up the whole of a small file.
         if !self.worker.storage().is_local()
