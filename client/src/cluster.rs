@@ -80,16 +80,15 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// The namespace of the cluster that `conf` names. `at`: the path in it that becomes the root (`/` for all of it).
+    /// The namespace of the cluster of this name, reached as `conf` says. `at`: the path in it that becomes the root (`/` for all of it).
     ///
     /// # Errors
     /// etcd cannot be reached, or the configuration is not complete.
-    pub async fn connect(conf: &Conf, at: &UfsPath) -> Result<Arc<Self>> {
-        let cluster = conf.get(&keys::cluster::CLUSTER_NAME);
+    pub async fn connect(conf: &Conf, cluster: &str, at: &UfsPath) -> Result<Arc<Self>> {
         let etcd = Etcd::connect(&EtcdOptions::from_conf(conf)?).await?;
-        let membership = Membership::new(etcd.clone(), &cluster)?;
+        let membership = Membership::new(etcd.clone(), cluster)?;
         let options = ClusterOptions::from_conf(conf);
-        let view = View::follow(&membership, MountTableStore::new(etcd, &cluster), options.clone()).await?;
+        let view = View::follow(&membership, MountTableStore::new(etcd, cluster), options.clone()).await?;
         let uri = UfsUri::parse(&format!("alluxio://{cluster}/{}", String::from_utf8_lossy(at.as_bytes())))?;
         Ok(Arc::new(Self {
             uri,

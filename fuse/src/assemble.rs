@@ -140,7 +140,7 @@ fn open_storage(plan: &MountPlan, options: &UfsOptions, runtime: &Runtime) -> Re
         return ufs::open(&plan.uri, options);
     }
     let path = UfsPath::parse(plan.uri.path())?;
-    let namespace = runtime.block_on(Namespace::connect(&plan.conf, &path))?;
+    let namespace = runtime.block_on(Namespace::connect(&plan.conf, plan.uri.authority(), &path))?;
     Ok(namespace)
 }
 

@@ -258,10 +258,7 @@ mod tests {
     fn pair() -> (Socket, FrameReader) {
         let (one, two) = UnixStream::pair().unwrap();
         let patience = Duration::from_secs(20);
-        (
-            Socket::domain(one, patience).unwrap(),
-            FrameReader::new(Arc::new(Socket::domain(two, patience).unwrap())),
-        )
+        (Socket::domain(one, patience).unwrap(), FrameReader::new(Arc::new(Socket::domain(two, patience).unwrap())))
     }
 
     #[tokio::test]

@@ -1,0 +1,190 @@
+//! The processes of a cluster, each ended when its handle is dropped.
+
+#[path = "../../client/tests/cluster/etcd_server.rs"]
+mod etcd_server;
+
+use client::{
+    etcd::{Etcd, EtcdOptions},
+    membership::Membership,
+    ring::WorkerIdentity,
+};
+use etcd_server::EtcdServer;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::{
+    ffi::OsStr,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tests::{daemon, machine, mount::Mounting, s3::Store};
+
+/// A cluster: etcd, an S3 server with one bucket, and workers.
+pub struct Cluster {
+    pub etcd: EtcdServer,
+    pub workers: Vec<Worker>,
+    home: TempDir,
+}
+
+impl Cluster {
+    /// An etcd and `count` workers; `None`, with a note, where that cannot be.
+    pub fn start(count: usize) -> Option<Self> {
+        if !machine::mounts_work() {
+            return None;
+        }
+        let etcd = EtcdServer::start()?;
+        let home = tempfile::tempdir().unwrap();
+        let mut cluster = Self { etcd, workers: Vec::new(), home };
+        for _ in 0..count {
+            cluster.add_worker();
+        }
+        cluster.wait_for_live(count);
+        Some(cluster)
+    }
+
+    /// Starts a further worker.
+    pub fn add_worker(&mut self) -> usize {
+        let number = self.workers.len();
+        let worker = Worker::start(&self.home.path().join(format!("worker{number}")), &self.etcd.endpoint());
+        self.workers.push(worker);
+        number
+    }
+
+    /// Waits until exactly so many workers are live.
+    pub fn wait_for_live(&self, count: usize) {
+        machine::wait_for(&format!("{count} live workers"), || (self.live().len() == count).then_some(()));
+    }
+
+    /// The identities of the live workers, as etcd has them.
+    pub fn live(&self) -> Vec<WorkerIdentity> {
+        runtime().block_on(async {
+            let options = EtcdOptions {
+                endpoints: vec![self.etcd.endpoint()],
+                user: None,
+                tls: None,
+                deadline: Duration::from_secs(20),
+            };
+            let Ok(etcd) = Etcd::connect(&options).await else { return Vec::new() };
+            let Ok(view) = Membership::new(etcd, "c").unwrap().view().await else { return Vec::new() };
+            view.identities(true)
+        })
+    }
+
+    /// Runs `alluxio` with this cluster's configuration.
+    pub fn alluxio<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Output {
+        let mut command = alluxio(&self.home.path().join("cli"), &self.etcd.endpoint());
+        command.args(words).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// Mounts a bucket of `store` at `path` of the namespace.
+    pub fn mount_add(&self, path: &str, store: &Store) {
+        let mut words = vec!["mount".to_owned(), "add".into(), "--path".into(), path.into(), "--ufs-uri".into(), store.uri("")];
+        for option in store.options() {
+            words.push("--option".into());
+            words.push(option);
+        }
+        let output = self.alluxio(words);
+        assert!(output.status.success(), "mount add: {output:?}");
+    }
+
+    /// How the namespace is mounted through FUSE.
+    pub fn mounting(&self) -> Mounting {
+        Mounting::of("alluxio://c/").option(format!("alluxio.etcd.endpoints={}", self.etcd.endpoint()))
+    }
+}
+
+/// A worker process.
+pub struct Worker {
+    child: Child,
+    home: PathBuf,
+    etcd: String,
+}
+
+impl Worker {
+    fn start(home: &Path, etcd: &str) -> Self {
+        Self { child: spawn(home, etcd), home: home.to_owned(), etcd: etcd.to_owned() }
+    }
+
+    /// Starts it again with the same identity and cache.
+    pub fn start_again(&mut self) {
+        self.kill();
+        self.child = spawn(&self.home, &self.etcd);
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Its identity.
+    pub fn identity(&self) -> WorkerIdentity {
+        let text = std::fs::read_to_string(self.home.join("identity")).unwrap();
+        WorkerIdentity::parse(text.trim()).unwrap_or_else(|| panic!("{text:?} is no identity"))
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGCONT);
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the log of the worker in {}:\n{}", self.home.display(), self.log());
+        }
+    }
+}
+
+fn spawn(home: &Path, etcd: &str) -> Child {
+    std::fs::create_dir_all(home.join("domain")).unwrap();
+    let mut command = alluxio(home, etcd);
+    for option in [
+        format!("alluxio.worker.identity.uuid.file.path={}", home.join("identity").display()),
+        format!("alluxio.worker.page.store.dirs={}", home.join("pages").display()),
+        "alluxio.worker.page.store.sizes=1GB".into(),
+        "alluxio.worker.hostname=127.0.0.1".into(),
+        "alluxio.worker.rpc.port=0".into(),
+        "alluxio.worker.data.port=0".into(),
+        "alluxio.worker.web.port=0".into(),
+        "alluxio.worker.failure.detection.timeout=3s".into(),
+        format!("alluxio.worker.data.server.domain.socket.address={}", home.join("domain").display()),
+        "alluxio.worker.data.server.domain.socket.as.uuid=true".into(),
+    ] {
+        command.arg("-D").arg(option);
+    }
+    let log = File::options().create(true).append(true).open(home.join("log")).unwrap();
+    command.args(["process", "start", "worker"]);
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn alluxio(home: &Path, etcd: &str) -> Command {
+    std::fs::create_dir_all(home).unwrap();
+    let program = daemon::program().with_file_name("alluxio");
+    assert!(program.exists(), "{} is missing: cargo build -p cli", program.display());
+    let mut command = daemon::command_of(&program, home);
+    command.arg("-D").arg(format!("alluxio.etcd.endpoints={etcd}")).args(["-D", "alluxio.cluster.name=c"]);
+    command
+}
+
+/// A small runtime for questions to etcd.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
