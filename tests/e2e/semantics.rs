@@ -53,34 +53,35 @@ fn document() -> Document {
     Document::parse(TEXT).unwrap_or_else(|why| panic!("docs/SEMANTICS.md: {why}"))
 }
 
-/// Runs the examples of one source and reports all that are not true.
-fn run_all(source: &str, least: usize, run: impl Fn(&Document, &Example) -> Result<(), String>) {
+/// Runs the examples of one source, with passthrough and without, and reports all that are not true.
+fn run_all(source: &str, least: usize, run: impl Fn(&Document, &Example, &str) -> Result<(), String>) {
     if !mounts_work() {
         return;
     }
     let document = document();
     let examples: Vec<_> = document.examples.iter().filter(|example| example.source == source).collect();
     assert!(examples.len() >= least, "only {} examples with a {source} are left", examples.len());
-    let wrong: Vec<String> = examples
-        .iter()
-        .filter_map(|example| {
-            println!("{}", example.name);
-            let why = run(&document, example).err()?;
-            Some(format!("docs/SEMANTICS.md:{}: {}: {why}", example.line, example.name))
-        })
-        .collect();
+    let mut wrong = Vec::new();
+    for example in examples {
+        for option in ["passthrough=auto", "passthrough=off"] {
+            println!("{}, {option}", example.name);
+            if let Err(why) = run(&document, example, option) {
+                wrong.push(format!("docs/SEMANTICS.md:{}: {}, {option}: {why}", example.line, example.name));
+            }
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn examples_with_a_directory() {
-    run_all("directory", 8, |document, example| {
+    run_all("directory", 8, |document, example, option| {
         let source = tempfile::tempdir().expect("a temporary directory");
         let mut setup = std::process::Command::new("sh");
         setup.args(["-ec", &document.directory]).current_dir(source.path());
         let made = daemon::run(setup);
         assert!(made.status.success(), "the directory: {}", String::from_utf8_lossy(&made.stderr));
-        let mount = Mounting::of_dir(source.path()).options(&example.options).start();
+        let mount = Mounting::of_dir(source.path()).options(&example.options).option(option).start();
         let done = follow(example, mount.path(), source.path(), &|action| {
             Err(format!("{action:?} is for buckets; a directory is changed by commands"))
         });
@@ -91,12 +92,12 @@ fn examples_with_a_directory() {
 
 #[test]
 fn examples_with_a_bucket() {
-    run_all("bucket", 7, |document, example| {
+    run_all("bucket", 7, |document, example, option| {
         let store = Store::start();
         for (key, text) in &document.bucket {
             store.put(key, text.as_bytes());
         }
-        let mount = store.mount("").options(&example.options).start();
+        let mount = store.mount("").options(&example.options).option(option).start();
         let done = follow(example, mount.path(), Path::new("/"), &|action| act(&store, action));
         store.server().resume();
         mount.stop();
