@@ -15,7 +15,7 @@ use std::{
     io,
     io::Write as _,
     os::fd::BorrowedFd,
-    sync::atomic::{AtomicI32, AtomicUsize},
+    sync::atomic::{AtomicI32, AtomicUsize, Ordering},
 };
 use tokio::runtime::{Handle, Runtime};
 
