@@ -388,7 +388,7 @@ mod tests {
         request.allow_other = true;
         assert_eq!(
             helper_options(&request),
-            "fsname=s3://b,subtype=alluxio-fuse,default_permissions,max_read=4096,nodev,nosuid,ro,allow_other,noexec"
+            "fsname=alluxio-fuse,subtype=alluxio-fuse,default_permissions,max_read=4096,nodev,nosuid,ro,allow_other,noexec"
         );
     }
 
