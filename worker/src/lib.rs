@@ -10,6 +10,7 @@ mod flight;
 mod heads;
 mod lister;
 pub mod options;
+mod outage;
 mod parents;
 pub mod source;
 #[cfg(any(test, feature = "testing"))]
