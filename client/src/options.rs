@@ -27,7 +27,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             prefetch_window: 64 << 20,
-            prefetch_total: 128 << 20,
+            prefetch_total: 64 << 20,
             prefetch_extents: 16,
             sibling_max_size: 1 << 20,
             sibling_parallel: 64,

@@ -8,11 +8,12 @@
 
 use crate::{
     buffers::ReplyBuffer,
-    shared::ClientShared,
+    shared::{ClientShared, Tally},
     streams::{Limits, Streams},
 };
 use common::{
     Attr, Error, ErrorKind, Result,
+    metrics::metrics,
     page::PageLoad,
     worker::{FileLease, PagedFile},
 };
@@ -22,6 +23,10 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// How often in a row a page may be said to be on disk and not be read from there. Each time it was evicted meanwhile; a
+/// store that says so all the time must not keep a reader for ever.
+const ROUNDS: u32 = 64;
 
 /// Bytes that were read. Drop it soon: it holds memory of the budget.
 pub enum ReadData {
@@ -59,8 +64,8 @@ pub struct FileReader {
     size: u64,
     page_size: u64,
     streams: Mutex<Streams>,
-    /// Streams of this handle that count in [`ClientShared::streams`]; changed with the lock above held.
-    counted: std::sync::atomic::AtomicUsize,
+    /// What this handle counts for in [`ClientShared::streams`].
+    tally: Mutex<Tally>,
 }
 
 impl FileReader {
@@ -68,14 +73,7 @@ impl FileReader {
     pub fn new(file: Arc<dyn PagedFile>, shared: Arc<ClientShared>) -> Self {
         let size = file.attr().size;
         let page_size = u64::from(file.page_size()).max(1);
-        Self {
-            size,
-            page_size,
-            streams: Mutex::new(Streams::new(size)),
-            counted: std::sync::atomic::AtomicUsize::new(0),
-            file,
-            shared,
-        }
+        Self { size, page_size, streams: Mutex::new(Streams::new(size)), tally: Mutex::default(), file, shared }
     }
 
     /// The attributes of the version that is read.
@@ -100,14 +98,17 @@ impl FileReader {
         let Some(end) = self.end(offset, len) else { return Some(Ok(ReadData::Empty)) };
         self.observe(offset, len as u64);
         let page = offset / self.page_size;
-        if !self.file.is_present(page) {
-            if let Some(data) = self.piece_of(page, offset, end) {
-                return Some(Ok(data));
-            }
-            // Look before taking a buffer: the common reason to fail is that the page is nowhere.
-            self.file.page_now(page)?;
-        }
         let last = (end - 1) / self.page_size;
+        // Memory first: it costs neither a system call nor a copy.
+        if let Some(data) = self.piece_of(page, offset, end) {
+            return Some(Ok(data));
+        }
+        if !self.file.is_present(page) {
+            // Look before taking a buffer: the common reasons to fail are that the page is nowhere, or too short yet.
+            if last == page || self.file.page_now(page).is_none() {
+                return None;
+            }
+        }
         if last != page && !self.is_here(last) {
             return None;
         }
@@ -137,11 +138,12 @@ impl FileReader {
         // All of them get under way at once; then they are taken one after the other.
         self.file.prefetch(page, last - page + 1);
         let mut buffer = self.shared.buffers.get((end - offset) as usize).await?;
-        let mut at = offset;
+        let (mut at, mut rounds) = (offset, 0);
         while at < end {
             let copied = self.copy_now(at, &mut buffer.bytes_mut()[(at - offset) as usize..])?;
             if copied > 0 {
                 at += copied as u64;
+                rounds = 0;
                 continue;
             }
             let page = at / self.page_size;
@@ -153,7 +155,8 @@ impl FileReader {
                     at = stop;
                 }
                 // On disk by now.
-                None => continue,
+                None if rounds < ROUNDS => rounds += 1,
+                None => return Err(lost()),
             }
         }
         Ok(ReadData::Owned(buffer))
@@ -168,7 +171,7 @@ impl FileReader {
     }
 
     async fn read_in_page(&self, page: u64, offset: u64, end: u64) -> Result<ReadData> {
-        loop {
+        for _ in 0..=ROUNDS {
             if let Some(data) = self.piece_of(page, offset, end) {
                 return Ok(data);
             }
@@ -184,6 +187,7 @@ impl FileReader {
                 return Ok(ReadData::Page(load, range));
             }
         }
+        Err(lost())
     }
 
     /// Has the page fetched and waits for `range` of it, with several tries. `None`: it is on local disk by now.
@@ -260,21 +264,24 @@ impl FileReader {
 
     /// Tells the streams of a request, and has fetched what they ask for.
     fn observe(&self, offset: u64, len: u64) {
-        use std::sync::atomic::Ordering;
         if self.size <= self.page_size {
             return;
         }
         let limits: Limits = self.shared.limits(self.page_size);
-        let asks = {
+        let (asks, active) = {
             let mut streams = self.streams.lock();
             let asks = streams.observe(offset, len, &limits);
-            let active = streams.active();
-            let before = self.counted.swap(active, Ordering::Relaxed);
-            self.shared.count_streams(before, active);
-            asks
+            (asks, streams.active())
         };
+        self.shared.count(&mut self.tally.lock(), active);
         for (index, ask) in asks.iter().enumerate() {
+            let absent: Vec<u64> = (ask.first..ask.first + ask.count).filter(|page| !self.is_here(*page)).collect();
+            if absent.is_empty() {
+                continue;
+            }
             let taken = self.file.prefetch(ask.first, ask.count).min(ask.count);
+            let asked = absent.iter().filter(|page| **page < ask.first + taken).count();
+            metrics().prefetch_bytes.inc_by(asked as u64 * self.page_size);
             if taken < ask.count {
                 // Memory is short: the rest is asked for again when the reader has moved on. Nearest last, since each
                 // refusal moves the stream back to its ask.
@@ -291,7 +298,7 @@ impl FileReader {
 
 impl Drop for FileReader {
     fn drop(&mut self) {
-        self.shared.count_streams(*self.counted.get_mut(), 0);
+        self.shared.uncount(self.tally.get_mut());
     }
 }
 

@@ -15,6 +15,7 @@ use crate::options::ClientOptions;
 use common::{
     ErrorKind, FileKind, UfsPath,
     budget::MemoryBudget,
+    metrics::metrics,
     worker::{Freshness, OpenedFile, Worker},
 };
 use lru::LruCache;
@@ -92,6 +93,8 @@ struct Inner {
     memory_units: u64,
     together: Duration,
     directories: Mutex<LruCache<UfsPath, Arc<Directory>>>,
+    /// Directories whose siblings are being fetched.
+    running: AtomicUsize,
     started: AtomicU64,
     fetched: AtomicU64,
 }
@@ -120,6 +123,7 @@ impl Siblings {
             memory_units: units,
             together: TOGETHER,
             directories: Mutex::new(LruCache::new(watched)),
+            running: AtomicUsize::new(0),
             started: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
         };
@@ -135,7 +139,8 @@ impl Siblings {
 
     /// A reader opened a file of `size` bytes; `cold`: it was not on local disk.
     pub(crate) fn opened(&self, path: &UfsPath, size: u64, cold: bool) {
-        if size == 0 || size > self.inner.max_size {
+        // A warm open matters only to a run, whose reader it shows to go on.
+        if size == 0 || size > self.inner.max_size || (!cold && self.inner.running.load(Ordering::Relaxed) == 0) {
             return;
         }
         let (Some(dir), Some(name)) = (path.parent(), path.name()) else { return };
@@ -183,12 +188,14 @@ impl Siblings {
                 return;
             }
             progress.phase = Phase::Running;
+            self.inner.running.fetch_add(1, Ordering::Relaxed);
             let (inner, directory) = (self.inner.clone(), directory.clone());
             runs.spawn_on(
                 async move {
                     inner.started.fetch_add(1, Ordering::Relaxed);
                     inner.run(&dir, &directory).await;
                     directory.progress.lock().phase = Phase::Done(Instant::now());
+                    inner.running.fetch_sub(1, Ordering::Relaxed);
                 },
                 &self.handle,
             );
@@ -244,6 +251,7 @@ impl Inner {
         match fetched {
             Ok(()) => {
                 self.fetched.fetch_add(1, Ordering::Relaxed);
+                metrics().prefetch_siblings.inc();
                 failures.store(0, Ordering::Relaxed);
             }
             // No cache, or none with room: nothing to be gained.

@@ -21,6 +21,8 @@ const EXTENT: u64 = 4 << 20;
 const RANDOM: u32 = 4;
 /// Pages that a first read at the start of a file has fetched, its own included; and files of so many are fetched whole.
 const MODEST: u64 = 4;
+/// Requests to other places of the file after which a stream no longer counts as active.
+const PARKED: u64 = 64;
 /// Steps of a strided reader that are fetched ahead at most.
 const STEPS: u64 = 16;
 
@@ -109,9 +111,9 @@ impl Streams {
         }
     }
 
-    /// Streams that prefetch.
+    /// Streams that prefetch, without those that the last reads of this handle had nothing to do with.
     pub fn active(&self) -> usize {
-        self.list.iter().filter(|stream| stream.recognised).count()
+        self.list.iter().filter(|stream| stream.recognised && self.tick - stream.used < PARKED).count()
     }
 
     /// Records a read of `len` bytes at `offset`, and says what to fetch now, nearest first.
@@ -161,8 +163,8 @@ impl Streams {
                     // Most files that are read from their first byte are read on.
                     let until = MODEST.min(limits.window / limits.page_size + 1).min(pages);
                     if until > stream.issued {
-                        let count = until - stream.issued;
-                        asks.push(Ask { first: stream.issued, count, stream: Some(stream.id), backward: false });
+                        // Its own page included: all of it comes with one request.
+                        asks.push(Ask { first: 0, count: until, stream: Some(stream.id), backward: false });
                         stream.issued = until;
                     }
                 }
@@ -393,7 +395,7 @@ mod tests {
     fn the_second_request_in_order_has_sixteen_extents_fetched() {
         let mut streams = Streams::new(1 << 30);
         let modest = streams.observe(0, 128 << 10, &LIMITS);
-        assert_eq!(pages(&modest), [1, 2, 3]);
+        assert_eq!(pages(&modest), [0, 1, 2, 3]);
         let asks = streams.observe(128 << 10, 128 << 10, &LIMITS);
         assert_eq!(pages(&asks), (4..16).collect::<Vec<_>>());
         assert!(asks.len() + 3 >= 15);
@@ -437,6 +439,23 @@ mod tests {
             }
         }
         assert_eq!(streams.active(), 8);
+    }
+
+    #[test]
+    fn a_stream_that_is_not_continued_counts_no_more() {
+        let mut streams = Streams::new(8 << 30);
+        for reader in 0..3u64 {
+            for step in 0..4u64 {
+                streams.observe((reader << 30) + step * MIB, MIB, &LIMITS);
+            }
+        }
+        assert_eq!(streams.active(), 3);
+        for step in 4..100u64 {
+            streams.observe(step * MIB, MIB, &LIMITS);
+        }
+        assert_eq!(streams.active(), 1);
+        streams.observe((1 << 30) + 4 * MIB, MIB, &LIMITS);
+        assert_eq!(streams.active(), 2);
     }
 
     #[test]

@@ -7,7 +7,10 @@
 //!
 //! Who waits for a reservation must hold none (else two such could wait for each other): copy out and release first.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    metrics::metrics,
+};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -73,6 +76,10 @@ impl MemoryBudget {
             return Err(too_much());
         }
         let units = u32::try_from(units).map_err(|_| too_much())?;
+        if let Ok(permit) = self.semaphore.clone().try_acquire_many_owned(units) {
+            return Ok(Reservation { permit });
+        }
+        metrics().budget_waits.inc();
         let permit = self.semaphore.clone().acquire_many_owned(units).await.map_err(|_| too_much())?;
         Ok(Reservation { permit })
     }

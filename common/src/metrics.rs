@@ -55,6 +55,21 @@ mod tests {
     }
 
     #[test]
+    fn gauges_are_set_when_they_are_looked_at_as_long_as_somebody_can_tell() {
+        let metrics = Metrics::new();
+        let (left, inodes) = (std::sync::atomic::AtomicI64::new(2), metrics.inodes.clone());
+        metrics.refresh_by(move || {
+            let left = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            inodes.set(left);
+            left > 1
+        });
+        for expected in [2, 1, 1] {
+            let text = metrics.encode();
+            assert!(text.contains(&format!("alluxio_fuse_inodes {expected}\n")), "{text}");
+        }
+    }
+
+    #[test]
     fn values_appear_under_the_names_that_dashboards_know() {
         let metrics = Metrics::new();
         metrics.cached_read_bytes.inc_by(300);

@@ -3,39 +3,37 @@
 //! Invariant: when [`filesystem`] returns, the under storage has answered once (its root can be used with these
 //! credentials), so that a mount never comes up over something that cannot work. When it fails, nothing of it goes on.
 
+mod upkeep;
+
 use crate::{
     adapter::Adapter,
     fs::{Fs, FsOptions},
     passthrough::stack_depth,
 };
-use bytes::Bytes;
 use client::{Client, ClientOptions, cluster::Namespace};
 use common::{
-    Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
+    Error, ErrorKind, Result, UfsPath, UfsUri,
     budget::MemoryBudget,
     conf::{
         Conf,
         keys::{fuse, user},
     },
-    metrics::metrics,
     page::PagePool,
-    worker::{PagedFile, Worker},
+    worker::Worker,
 };
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
 use tokio::runtime::Runtime;
 use ufs::{Secret, UfsOptions, UnderStorage};
-use worker::{EmbeddedWorker, PageSource, Space, WorkerOptions};
+use upkeep::Upkeep;
+use worker::{EmbeddedWorker, WorkerOptions};
 
 /// The scheme under which the namespace of a cluster is mounted: `alluxio://<cluster name>/<path>`.
 pub const CLUSTER_SCHEME: &str = "alluxio";
-
-/// How often the file system looks after what it keeps.
-const TICK: Duration = Duration::from_secs(10);
 
 /// What an operation may take beyond the deadline of the storage, for requests that follow each other.
 const PATIENCE: u32 = 4;
@@ -91,7 +89,7 @@ pub struct Parts {
 pub fn filesystem(plan: &MountPlan) -> Result<MountedParts> {
     let runtime = runtime(processors())?;
     match build(plan, &runtime) {
-        Ok((fs, store)) => Ok(mounted(fs, store, runtime)),
+        Ok((fs, store, upkeep)) => Ok(mounted(fs, store, upkeep, runtime)),
         Err(error) => {
             // Whatever may hang in a call to the system is not waited for.
             runtime.shutdown_background();
@@ -100,7 +98,7 @@ pub fn filesystem(plan: &MountPlan) -> Result<MountedParts> {
     }
 }
 
-fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<PageStore>>)> {
+fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<PageStore>>, Upkeep)> {
     let conf = &plan.conf;
     let handle = runtime.handle().clone();
     let _inside = handle.enter();
@@ -109,7 +107,6 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
     let storage = open_storage(plan, &options, runtime)?;
     probe(&*storage, conf, runtime)?;
     let budget = MemoryBudget::new(length(conf.get(&user::MEMORY_LIMIT).bytes()));
-    metrics().budget_limit_bytes.set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
     // What lies on this host is read where it is.
     let store = if storage.is_local() { None } else { page_store(conf)? };
     let pages = ReadThrough::new(
@@ -119,19 +116,14 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
         read_options(conf, &options),
         handle.clone(),
     );
-    let source = Arc::new(Through { pages: pages.clone() });
-    let worker = EmbeddedWorker::new(storage.clone(), source, budget.clone(), worker_options(conf), handle.clone());
-    let weak = Arc::downgrade(&worker);
-    pages.on_stale(move |path| {
-        if let Some(worker) = weak.upgrade() {
-            worker.forget(path);
-        }
-    });
+    let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), worker_options(conf), handle.clone());
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
     let fs_options = FsOptions::from_conf(conf, local.as_deref());
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
-    let client = Client::new(worker, budget, client_options, handle);
-    Ok((Fs::new(client, fs_options), store))
+    let client = Client::new(worker.clone(), budget, client_options, handle);
+    let fs = Fs::new(client, fs_options);
+    let upkeep = Upkeep::new(&fs, Some((&worker, &pages)));
+    Ok((fs, store, upkeep))
 }
 
 /// The storage that is mounted: an under storage, or the namespace of a cluster.
@@ -160,10 +152,10 @@ fn page_store(conf: &Conf) -> Result<Option<Arc<PageStore>>> {
     let paths = conf.get(&user::CLIENT_CACHE_DIRS);
     let share = conf.get(&user::CLIENT_CACHE_SIZE).bytes() / paths.len().max(1) as u64;
     let sizes = conf.get(&user::CLIENT_CACHE_SIZES);
-    let dirs = paths.into_iter().enumerate().map(|(at, path)| DirOptions {
-        path,
-        capacity: sizes.get(at).map_or(share, |size| size.bytes()),
-    });
+    let dirs = paths
+        .into_iter()
+        .enumerate()
+        .map(|(at, path)| DirOptions { path, capacity: sizes.get(at).map_or(share, |size| size.bytes()) });
     let dirs: Vec<_> = dirs.filter(|dir| dir.capacity > 0).collect();
     if dirs.is_empty() {
         return Ok(None);
@@ -196,7 +188,8 @@ fn read_options(conf: &Conf, ufs: &UfsOptions) -> ReadOptions {
 
 fn worker_options(conf: &Conf) -> WorkerOptions {
     let entries = length(conf.get(&user::METADATA_CACHE_MAX_SIZE));
-    let ages = [conf.get(&user::METADATA_SYNC_INTERVAL).after(), conf.get(&user::METADATA_CACHE_EXPIRATION_TIME).after()];
+    let ages =
+        [conf.get(&user::METADATA_SYNC_INTERVAL).after(), conf.get(&user::METADATA_CACHE_EXPIRATION_TIME).after()];
     let sync_interval = ages.into_iter().flatten().min();
     WorkerOptions {
         // Without entries nothing is remembered, as with an interval of nothing.
@@ -216,6 +209,8 @@ fn client_options(conf: &Conf, complete_on_open: bool) -> ClientOptions {
         sibling_max_size: enabled(siblings, conf.get(&user::PREFETCH_SIBLINGS_MAX_FILE_SIZE).bytes()),
         sibling_parallel: length(conf.get(&user::PREFETCH_SIBLINGS_CONCURRENCY)),
         complete_on_open,
+        // A call that took all of the time that the storage has is not made again.
+        retry_deadline: conf.get(&user::UFS_DEADLINE),
         ..ClientOptions::default()
     }
 }
@@ -247,25 +242,6 @@ impl FsOptions {
     }
 }
 
-/// Where the worker gets pages from: through the page store from the under storage.
-struct Through {
-    pages: Arc<ReadThrough>,
-}
-
-impl PageSource for Through {
-    fn open(&self, path: &UfsPath, attr: Arc<Attr>, head: Option<Bytes>) -> Arc<dyn PagedFile> {
-        match head {
-            Some(head) => self.pages.open_seeded(path, attr, &head),
-            None => self.pages.open(path, attr),
-        }
-    }
-
-    fn space(&self) -> Option<Space> {
-        let stats = self.pages.store()?.stats();
-        Some(Space { capacity: stats.capacity, used: stats.used, files: stats.files })
-    }
-}
-
 /// Builds a file system over a worker that exists already.
 ///
 /// # Errors
@@ -274,7 +250,9 @@ pub fn from_parts(parts: Parts) -> Result<MountedParts> {
     let runtime = runtime(2)?;
     let budget = MemoryBudget::new(parts.memory);
     let client = Client::new(parts.worker, budget, parts.client, runtime.handle().clone());
-    Ok(mounted(Fs::new(client, parts.options), None, runtime))
+    let fs = Fs::new(client, parts.options);
+    let upkeep = Upkeep::new(&fs, None);
+    Ok(mounted(fs, None, upkeep, runtime))
 }
 
 fn length(value: u64) -> usize {
@@ -296,15 +274,8 @@ fn runtime(threads: usize) -> Result<Runtime> {
         .map_err(|error| Error::io("the threads of the daemon", error))
 }
 
-fn mounted(fs: Arc<Fs>, store: Option<Arc<PageStore>>, runtime: Runtime) -> MountedParts {
-    let weak = Arc::downgrade(&fs);
-    runtime.spawn(async move {
-        loop {
-            tokio::time::sleep(TICK).await;
-            let Some(fs) = weak.upgrade() else { return };
-            fs.tick(Instant::now());
-        }
-    });
+fn mounted(fs: Arc<Fs>, store: Option<Arc<PageStore>>, upkeep: Upkeep, runtime: Runtime) -> MountedParts {
+    upkeep.start(runtime.handle());
     let adapter = Adapter::new(fs.clone(), runtime.handle().clone());
     let threads = fs.options().threads;
     MountedParts { adapter, fs, runtime, threads, store }

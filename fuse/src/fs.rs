@@ -31,10 +31,7 @@ use inode::{Inode, InodeTable};
 use open::FileHandle;
 use std::{
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -111,8 +108,6 @@ pub struct Fs {
     directories: Handles<DirectoryHandle>,
     limit: Limit,
     passthrough: Passthrough,
-    /// What had been read at the last tick, to tell when nobody reads.
-    read_before: AtomicU64,
 }
 
 impl Fs {
@@ -126,7 +121,6 @@ impl Fs {
             directories: Handles::new(),
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
-            read_before: AtomicU64::new(0),
             options,
         })
     }
@@ -141,8 +135,9 @@ impl Fs {
         &self.passthrough
     }
 
-    /// Figures for people and dashboards.
+    /// Figures for people and dashboards; the gauges are set to them too.
     pub fn status(&self) -> FsStatus {
+        self.set_gauges();
         let switch = self.passthrough.switched();
         let (registered, reused) = self.passthrough.counts();
         FsStatus {
@@ -159,15 +154,20 @@ impl Fs {
         }
     }
 
-    /// What must happen now and then: registrations that nobody used for a while are taken back, gauges are set.
+    /// What must happen now and then: registrations that nobody used for a while are taken back.
     pub fn tick(&self, now: Instant) {
         self.passthrough.expire(now);
-        let read = metrics().fuse_read_bytes.get();
-        if self.read_before.swap(read, Ordering::Relaxed) == read {
-            self.client.shared().buffers().trim();
-        }
-        metrics().inodes.set(i64::try_from(self.inodes.len()).unwrap_or(i64::MAX));
-        metrics().open_files.set(i64::try_from(self.limit.used()).unwrap_or(i64::MAX));
+    }
+
+    /// Sets the gauges that show this mount to what they are now.
+    pub fn set_gauges(&self) {
+        let metrics = metrics();
+        let value = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.inodes.set(value(self.inodes.len()));
+        metrics.open_files.set(value(self.limit.used()));
+        let budget = self.client.shared().budget();
+        metrics.budget_used_bytes.set(value(budget.used()));
+        metrics.budget_limit_bytes.set(value(budget.limit()));
     }
 
     /// Space, from memory.

@@ -25,3 +25,6 @@ pub use error::{Result, SessionError};
 
 /// The type that `mount` shows for our mounts.
 pub const FS_TYPE: &str = "fuse.alluxio-fuse";
+
+/// What `mount` shows as the source, for all our mounts: what is mounted is for `alluxio-fuse status` to say.
+pub const FS_NAME: &str = "alluxio-fuse";

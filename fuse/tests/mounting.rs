@@ -366,3 +366,20 @@ fn a_large_directory_is_listed_whole_and_from_the_kernels_memory_the_second_time
         assert!(listed == expected);
     }
 }
+
+#[test]
+fn a_link_that_was_replaced_is_followed_to_its_new_target() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("link");
+    std::os::unix::fs::symlink("one", &source).unwrap();
+    let Some(mounted) = local(directory.path(), &[("alluxio.fuse.entry.timeout", "0")]) else { return };
+    let link = mounted.path("link");
+    for target in ["one", "other", "one more"] {
+        let fresh = directory.path().join("fresh");
+        std::os::unix::fs::symlink(target, &fresh).unwrap();
+        fs::rename(&fresh, &source).unwrap();
+        for _ in 0..2 {
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+        }
+    }
+}

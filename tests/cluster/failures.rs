@@ -31,7 +31,8 @@ fn while_reading(root: &Path, act: impl FnOnce()) -> u64 {
                         let begun = Instant::now();
                         let file = File::open(root.join(&name)).map_err(|error| format!("open {name}: {error}"))?;
                         let mut bytes = vec![0; 100_000];
-                        file.read_exact_at(&mut bytes, offset).map_err(|error| format!("read {name} at {offset}: {error}"))?;
+                        file.read_exact_at(&mut bytes, offset)
+                            .map_err(|error| format!("read {name} at {offset}: {error}"))?;
                         if bytes != data::content(&name, offset, bytes.len()) {
                             return Err(format!("wrong bytes in {name} at {offset}"));
                         }
@@ -49,7 +50,8 @@ fn while_reading(root: &Path, act: impl FnOnce()) -> u64 {
         // Everybody reads on for a while after the last event.
         let before = reads.load(Ordering::Relaxed);
         machine::try_for(Duration::from_secs(60), || {
-            (reads.load(Ordering::Relaxed) > before + 40 || readers.iter().any(|reader| reader.is_finished())).then_some(())
+            (reads.load(Ordering::Relaxed) > before + 40 || readers.iter().any(|reader| reader.is_finished()))
+                .then_some(())
         });
         stop.store(true, Ordering::Relaxed);
         for reader in readers {
@@ -69,11 +71,8 @@ fn reads_go_on_while_workers_and_etcd_fail() {
         store.put(&name, data::content(&name, 0, SIZE as usize));
     }
     cluster.mount_add("/data", &store);
-    let mount = cluster
-        .mounting()
-        .option("alluxio.user.short.circuit.enabled=false")
-        .option("local_data_cache_size=0")
-        .start();
+    let mount =
+        cluster.mounting().option("alluxio.user.short.circuit.enabled=false").option("local_data_cache_size=0").start();
     let root = mount.join("data");
     machine::wait_for("the mount in the namespace", || root.join("f00").exists().then_some(()));
     let reads = while_reading(&root, || {

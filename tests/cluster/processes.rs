@@ -81,7 +81,8 @@ impl Cluster {
 
     /// Mounts a bucket of `store` at `path` of the namespace.
     pub fn mount_add(&self, path: &str, store: &Store) {
-        let mut words = vec!["mount".to_owned(), "add".into(), "--path".into(), path.into(), "--ufs-uri".into(), store.uri("")];
+        let mut words =
+            vec!["mount".to_owned(), "add".into(), "--path".into(), path.into(), "--ufs-uri".into(), store.uri("")];
         for option in store.options() {
             words.push("--option".into());
             words.push(option);

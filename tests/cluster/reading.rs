@@ -47,11 +47,8 @@ fn a_tree_reads_equal_by_descriptor_by_network_and_without_a_cache() {
     let remote = cluster.mounting().option("alluxio.user.short.circuit.enabled=false").start();
     check(&tree, &remote);
     remote.stop();
-    let uncached = cluster
-        .mounting()
-        .option("alluxio.user.short.circuit.enabled=false")
-        .option("local_data_cache_size=0")
-        .start();
+    let uncached =
+        cluster.mounting().option("alluxio.user.short.circuit.enabled=false").option("local_data_cache_size=0").start();
     check(&tree, &uncached);
     uncached.stop();
     // Listings have bodies too; data of the tree is far larger than those.
@@ -115,9 +112,10 @@ fn short_circuit_and_network_are_counted_apart() {
     let store = Store::start();
     store.put("file", vec![7; 3_000_000]);
     cluster.mount_add("/data", &store);
-    for (short_circuit, used, unused) in
-        [(false, "BytesReadRemote_total", "BytesReadDomain_total"), (true, "BytesReadDomain_total", "BytesReadRemote_total")]
-    {
+    for (short_circuit, used, unused) in [
+        (false, "BytesReadRemote_total", "BytesReadDomain_total"),
+        (true, "BytesReadDomain_total", "BytesReadRemote_total"),
+    ] {
         let (mount, port) = with_metrics(|| {
             cluster
                 .mounting()
@@ -142,7 +140,8 @@ fn with_metrics(mounting: impl Fn() -> Mounting) -> (Mount, u16) {
     for _ in 0..10 {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mount = mounting().option(format!("alluxio.fuse.web.port={port}")).start();
-        let serves = || http_get(port, "/metrics").is_ok_and(|text| text.contains("alluxio_version_info")).then_some(());
+        let serves =
+            || http_get(port, "/metrics").is_ok_and(|text| text.contains("alluxio_version_info")).then_some(());
         if machine::try_for(Duration::from_secs(10), serves).is_some() {
             return (mount, port);
         }

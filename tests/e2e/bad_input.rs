@@ -1,6 +1,13 @@
 //! Bad input: one line that names the thing and the fix, an exit code other than 0, and nothing left mounted.
 
-use std::{net::TcpListener, path::Path, process::Output};
+use std::{
+    net::TcpListener,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+    process::Output,
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
 use tests::{
     Mounting, Store, daemon,
@@ -101,8 +108,8 @@ fn an_endpoint_that_is_not_there() {
     if !mounts_work() {
         return;
     }
-    // A port that was just free. Nobody listens at it, or somebody who is no S3 server.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // A socket that is bound and does not listen: the port is taken, and connections are refused.
+    let (_socket, port) = bound();
     let endpoint = format!("http://127.0.0.1:{port}");
     let mounting = || {
         Mounting::of("s3://data/x").options([
@@ -113,6 +120,13 @@ fn an_endpoint_that_is_not_there() {
         ])
     };
     refused(mounting, &[&format!("127.0.0.1:{port}")]);
+}
+
+fn bound() -> (OwnedFd, u16) {
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let address: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
+    (socket, address.port())
 }
 
 #[test]

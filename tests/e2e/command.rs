@@ -103,15 +103,32 @@ fn a_dead_mount_can_be_unmounted() {
     let source = source();
     let place = MountPoint::new();
     let mount = Mounting::of_dir(source.path()).at(&place.path()).start();
+    let home = tempfile::tempdir().unwrap();
     mount.abandon();
     assert!(dead(&place.path()));
-    let home = tempfile::tempdir().unwrap();
     let mut command = daemon::command(home.path());
     command.arg("umount").arg(place.path());
     let output = daemon::run(command);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     wait_unmounted(&place.path());
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_dead_mount_is_shown_as_dead() {
+    if !mounts_work() {
+        return;
+    }
+    let source = source();
+    let mut mount = Mounting::of_dir(source.path()).start();
+    assert_eq!(mount.status()["state"], "running");
+    mount.kill();
+    assert_eq!(mount.status()["state"], "dead");
+    let output = mount.run(&["umount", mount.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_unmounted(mount.path());
+    let text = mount.run(&["status"]);
+    assert!(!String::from_utf8_lossy(&text.stdout).contains(mount.path().to_str().unwrap()));
 }
 
 #[test]
@@ -196,13 +213,13 @@ fn a_plain_user_mounts_with_fusermount() {
         nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
         trap 'umount -l mnt 2>/dev/null || true' EXIT
         nobody ./alluxio-fuse mount -o alluxio.fuse.web.port=0 data mnt
-        grep ' fuse.alluxio-fuse ' /proc/self/mounts | cut -d' ' -f3
+        grep " $PWD/mnt " /proc/self/mounts | cut -d' ' -f3
         nobody cat mnt/file; echo
         # Not even root may look into the mount of a plain user.
         if cat mnt/file 2>/dev/null; then echo "root can read it"; fi
         nobody ./alluxio-fuse status | grep -o 'passthrough *[a-z]*'
         nobody ./alluxio-fuse umount mnt
-        if grep ' fuse.alluxio-fuse ' /proc/self/mounts; then echo "still mounted"; fi
+        if grep " $PWD/mnt " /proc/self/mounts; then echo "still mounted"; fi
     "#;
     let mut command = daemon::command_of(Path::new("unshare"), home.path());
     command.args(["--mount", "--propagation", "private", "sh", "-c", script]);

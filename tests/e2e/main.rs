@@ -14,6 +14,7 @@ mod outage;
 mod passthrough;
 mod reading;
 mod readonly;
+mod semantics;
 mod symlinks;
 mod trees;
 mod versions;

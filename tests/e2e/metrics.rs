@@ -10,11 +10,17 @@ fn with_metrics(mounting: impl Fn() -> Mounting) -> (Mount, u16) {
     for _ in 0..10 {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mount = mounting().option(format!("alluxio.fuse.web.port={port}")).start();
-        if tests::try_for(std::time::Duration::from_secs(10), || serves(port).then_some(())).is_some() {
+        if tests::try_for(std::time::Duration::from_secs(10), || serves_itself(&mount, port).then_some(())).is_some() {
             return (mount, port);
         }
     }
     panic!("no port can be had");
+}
+
+/// Whether it is this very daemon that has the port.
+fn serves_itself(mount: &Mount, port: u16) -> bool {
+    let address = mount.status()["status"]["metrics_address"].as_str().unwrap_or_default().to_owned();
+    address.ends_with(&format!(":{port}")) && serves(port)
 }
 
 fn serves(port: u16) -> bool {

@@ -81,24 +81,30 @@ fn a_storage_that_never_answers() {
     if !mounts_work() {
         return;
     }
-    for action in [Action::Hang, Action::StallAfter(1000), Action::Error(503)] {
-        let store = Store::start();
-        let key = store.synthetic("set/", 1, 5 * SIZE).key(0);
-        let name = key.strip_prefix("set/").unwrap();
-        let mount = store.mount("set").options(options()).start();
-        assert_eq!(std::fs::read_dir(mount.path()).unwrap().count(), 1);
-        let file = File::open(mount.join(name)).unwrap();
-        let fault = store.fault(Fault::new(action.clone()).on(Operation::GetObject));
-        // Other places each time, so that no page of an earlier answer helps.
-        for place in [4 * SIZE, 3 * SIZE] {
-            let answer = pread(&file, place + 50_000, 100_000);
-            assert_eq!(errno(&answer), libc::EIO, "{action:?}: {:?}", answer.map(|bytes| bytes.len()));
+    let faults = [Action::Hang, Action::StallAfter(1000), Action::Error(503)];
+    std::thread::scope(|scope| {
+        for action in faults {
+            scope.spawn(move || {
+                let store = Store::start();
+                let key = store.synthetic("set/", 1, 5 * SIZE).key(0);
+                let name = key.strip_prefix("set/").unwrap();
+                // Each read(2) is one request, so that it fails once.
+                let mount = store.mount("set").options(options()).option("direct_io").start();
+                assert_eq!(std::fs::read_dir(mount.path()).unwrap().count(), 1);
+                let file = File::open(mount.join(name)).unwrap();
+                let fault = store.fault(Fault::new(action.clone()).on(Operation::GetObject));
+                // Other places each time, so that no page of an earlier answer helps.
+                for place in [4 * SIZE, 3 * SIZE] {
+                    let answer = pread(&file, place + 50_000, 100_000);
+                    assert_eq!(errno(&answer), libc::EIO, "{action:?}: {:?}", answer.map(|bytes| bytes.len()));
+                }
+                store.server().clear_fault(fault);
+                let bytes = wait_for("it answers again", || pread(&file, 3 * SIZE, 200_000).ok());
+                assert!(bytes == content(&key, 3 * SIZE, 200_000));
+                mount.stop();
+            });
         }
-        store.server().clear_fault(fault);
-        let bytes = wait_for("it answers again", || pread(&file, 3 * SIZE, 200_000).ok());
-        assert!(bytes == content(&key, 3 * SIZE, 200_000));
-        mount.stop();
-    }
+    });
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! A handle sees one version of a file. When that version is gone it answers ESTALE; it never mixes two.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path, time::Instant};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use s3server::{Action, Fault, Operation};
 use tests::{
     Mounting, Store, content,
     data::{drop_cached, errno, write_file},
+    machine::PATIENCE,
     mounts_work, pread, wait_for,
 };
 
@@ -99,7 +100,9 @@ fn an_object_that_is_replaced_again_and_again() {
                 scope.spawn(move || {
                     let mut random = StdRng::seed_from_u64(reader);
                     let mut whole = 0;
+                    let end = Instant::now() + PATIENCE;
                     while !done.load(std::sync::atomic::Ordering::Relaxed) || whole == 0 {
+                        assert!(Instant::now() < end, "nothing can be read");
                         let Ok(file) = File::open(path) else { continue };
                         // What one handle gives is consistent with one version.
                         let mut candidates: Vec<&Vec<u8>> = versions.iter().collect();

@@ -67,6 +67,11 @@ fn service(conf: &Conf, uri: &UfsUri) -> Vec<(String, Secret)> {
             set("access_key_id", conf.get(&underfs::OSS_ACCESS_KEY_ID));
             set("access_key_secret", conf.get(&underfs::OSS_ACCESS_KEY_SECRET));
         }
+        "hdfs" => {
+            let required = conf.is_set(&underfs::HDFS_CONFIGURATION);
+            let name = if required { "configuration_required" } else { "configuration" };
+            set(name, Some(conf.get(&underfs::HDFS_CONFIGURATION)));
+        }
         "webhdfs" => {
             set("user_name", conf.get(&underfs::WEBHDFS_USER));
             set("delegation", conf.get(&underfs::WEBHDFS_DELEGATION));
@@ -127,7 +132,7 @@ mod tests {
         assert_eq!(names("abfs://c@acme.dfs.core.windows.net"), ["account_key"]);
         assert_eq!(names("oss://b"), ["endpoint"]);
         assert_eq!(names("gs://b"), ["credential_path"]);
-        assert_eq!(names("hdfs://h:8020"), Vec::<String>::new());
+        assert_eq!(names("hdfs://h:8020"), ["configuration"]);
         let web = options("webhdfs://h:9870/x", &given);
         assert_eq!(web.service["endpoint"].reveal(), "https://h:9870");
     }

@@ -18,7 +18,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -91,6 +91,8 @@ pub struct MetadataCache {
     listed: AtomicUsize,
     epoch: AtomicU64,
     hand: AtomicUsize,
+    /// The storage cannot be reached.
+    away: AtomicBool,
 }
 
 /// The bytes of the directory of `path` and its name in it; none for the root.
@@ -121,7 +123,13 @@ impl MetadataCache {
             listed: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
             hand: AtomicUsize::new(0),
+            away: AtomicBool::new(false),
         }
+    }
+
+    /// While the storage is away what is known of files that exist counts whatever its age.
+    pub fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Release);
     }
 
     /// To be taken before a request to the storage whose answer shall be cached.
@@ -182,7 +190,8 @@ impl MetadataCache {
     pub fn listing(&self, path: &UfsPath) -> Option<Arc<Snapshot>> {
         let bytes = path.as_bytes();
         let snapshot = self.snapshots[self.shard(bytes)].lock().get(bytes).cloned()?;
-        (snapshot.complete && self.within(self.sync_interval, snapshot.at, self.clock.now())).then_some(snapshot)
+        let fresh = self.is_away() || self.within(self.sync_interval, snapshot.at, self.clock.now());
+        (snapshot.complete && fresh).then_some(snapshot)
     }
 
     /// Records what a listing gave: batches that are each sorted by name; `complete` when that was all.
@@ -274,9 +283,13 @@ impl MetadataCache {
 
     fn fresh(&self, known: &Known, at: Moment, now: Moment) -> bool {
         match known {
-            Known::Attr(_) => self.within(self.sync_interval, at, now),
+            Known::Attr(_) => self.is_away() || self.within(self.sync_interval, at, now),
             Known::Missing => self.within(Some(self.negative_ttl), at, now),
         }
+    }
+
+    fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
     }
 
     fn within(&self, limit: Option<Duration>, at: Moment, now: Moment) -> bool {

@@ -14,6 +14,7 @@ use crate::{
     lent::{Lent, LentFile},
     lister::{Lister, Wanted},
     options::WorkerOptions,
+    outage::Outage,
     parents::Advice,
     source::PageSource,
 };
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, StatFs, UfsPath,
     budget::MemoryBudget,
+    metrics::metrics,
     worker::{FileLease, Freshness, Listing, OpenedFile, Worker},
 };
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
@@ -67,6 +69,7 @@ struct Inner {
     heads: Heads,
     requests: Arc<Semaphore>,
     lent: Lent,
+    outage: Arc<Outage>,
     asking: Mutex<HashMap<UfsPath, WeakShared<BoxFuture<'static, Answer>>>>,
     options: WorkerOptions,
     handle: Handle,
@@ -111,7 +114,9 @@ impl EmbeddedWorker {
             options.metadata_entries,
         ));
         let requests = Arc::new(Semaphore::new(options.metadata_requests.max(1)));
-        let lister = Lister::new(storage.clone(), cache.clone(), requests.clone(), &options, handle.clone());
+        let outage = Outage::new(storage.clone(), cache.clone(), handle.clone());
+        let lister =
+            Lister::new(storage.clone(), cache.clone(), requests.clone(), outage.clone(), &options, handle.clone());
         let inner = Inner {
             local: storage.is_local(),
             storage,
@@ -121,6 +126,7 @@ impl EmbeddedWorker {
             heads: Heads::new(clock, budget, options.head_total),
             requests,
             lent: Lent::new(),
+            outage,
             asking: Mutex::default(),
             options,
             handle,
@@ -152,6 +158,7 @@ impl Inner {
             Known::Missing => Err(missing(path)),
         };
         self.hits.fetch_add(1, Ordering::Relaxed);
+        metrics().metadata_hits.inc();
         Some(answer)
     }
 
@@ -188,6 +195,7 @@ impl Inner {
     /// One lookup that the cache could not answer.
     async fn look_up(self: &Arc<Self>, path: &UfsPath) -> Answer {
         self.misses.fetch_add(1, Ordering::Relaxed);
+        metrics().metadata_misses.inc();
         let (Some(dir), Some(name)) = (path.parent(), path.name()) else {
             return self.ask(path).await;
         };
@@ -257,6 +265,7 @@ impl Inner {
         match &answer {
             Ok(attr) => self.cache.put(path, Known::Attr(attr.clone()), ticket),
             Err(error) if error.kind() == ErrorKind::NotFound => self.cache.put(path, Known::Missing, ticket),
+            Err(error) if self.outage.noticed(error) => return self.cached(path).unwrap_or(answer),
             Err(_) => {}
         }
         answer

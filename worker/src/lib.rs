@@ -12,6 +12,7 @@ mod heads;
 mod lent;
 mod lister;
 pub mod options;
+mod outage;
 mod parents;
 pub mod server;
 pub mod source;

@@ -5,6 +5,7 @@ use crate::{
     cache::{Known, MetadataCache},
     flight::{CachedListing, Flight, FlightReader, Outcome},
     options::WorkerOptions,
+    outage::Outage,
     parents::{Advice, Parents},
     walk::Walker,
 };
@@ -48,6 +49,7 @@ pub(crate) struct Lister {
     storage: Arc<dyn UnderStorage>,
     cache: Arc<MetadataCache>,
     requests: Arc<Semaphore>,
+    outage: Arc<Outage>,
     walker: Walker,
     parents: Parents,
     flights: Mutex<HashMap<UfsPath, Arc<Flight>>>,
@@ -62,6 +64,7 @@ impl Lister {
         storage: Arc<dyn UnderStorage>,
         cache: Arc<MetadataCache>,
         requests: Arc<Semaphore>,
+        outage: Arc<Outage>,
         options: &WorkerOptions,
         handle: Handle,
     ) -> Arc<Self> {
@@ -70,6 +73,7 @@ impl Lister {
             storage,
             cache,
             requests,
+            outage,
             walker: Walker::new(options.clock.clone(), options.walk_parallel, ahead, options.metadata_entries / 4),
             parents: Parents::new(options.clock.clone()),
             flights: Mutex::default(),
@@ -127,7 +131,9 @@ impl Lister {
             Outcome::Failed(error) if error.kind() == ErrorKind::NotFound => {
                 self.cache.put(&path, Known::Missing, ticket);
             }
-            Outcome::Failed(_) => {}
+            Outcome::Failed(error) => {
+                self.outage.noticed(error);
+            }
         }
         self.flights.lock().remove(&path);
         let complete = match &outcome {

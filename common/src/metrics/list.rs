@@ -3,6 +3,7 @@
 //! A counter's name is shown with `_total` after it. Names that dashboards plot already (see DESIGN: Alluxio's) must stay.
 
 use super::{ByLabel, Counter, Failure, FuseOp, Gauge, Health, Histogram, PassthroughBacking, UfsOp};
+use parking_lot::Mutex;
 use prometheus_client::metrics::{gauge, info::Info};
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
@@ -39,6 +40,19 @@ const READ_UFS: Description = Description {
     help: "The same as alluxio_ufs_data_access_bytes, under its older name.",
 };
 
+/// Sets gauges when somebody looks at them; false when there is nothing left that it could tell of.
+type Refresh = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What is called before the metrics are shown.
+#[derive(Default)]
+struct Refreshes(Mutex<Vec<Refresh>>);
+
+impl std::fmt::Debug for Refreshes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Refreshes({})", self.0.lock().len())
+    }
+}
+
 macro_rules! metrics {
     ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal, $unit:literal;)+) => {
         /// All metrics of a process.
@@ -47,6 +61,7 @@ macro_rules! metrics {
             $($(#[doc = $doc])+ pub $field: $type,)+
             hit_rate: gauge::Gauge<f64, AtomicU64>,
             registry: Registry,
+            refreshes: Refreshes,
         }
 
         /// What there is.
@@ -58,7 +73,7 @@ macro_rules! metrics {
         impl Metrics {
             /// A set of its own, all zero. Processes use [`super::metrics`]; this is for tests.
             pub fn new() -> Self {
-                let mut metrics = Metrics { $($field: <$type>::default(),)+ hit_rate: gauge::Gauge::default(), registry: Registry::default() };
+                let mut metrics = Metrics { $($field: <$type>::default(),)+ hit_rate: gauge::Gauge::default(), registry: Registry::default(), refreshes: Refreshes::default() };
                 $(metrics.registry.register($name, help(concat!($($doc),+)), metrics.$field.clone());)+
                 metrics.register_derived();
                 metrics
@@ -135,12 +150,8 @@ metrics! {
     /// Requests that had to wait for such memory.
     budget_waits: Counter = "alluxio_memory_budget_waits", "requests";
 
-    /// Bytes that were fetched ahead of a reader.
+    /// Bytes that were asked for ahead of a reader of the same file.
     prefetch_bytes: Counter = "alluxio_prefetch_bytes", "bytes";
-    /// Bytes fetched ahead that a reader then took.
-    prefetch_useful_bytes: Counter = "alluxio_prefetch_useful_bytes", "bytes";
-    /// Bytes fetched ahead that were dropped unread.
-    prefetch_wasted_bytes: Counter = "alluxio_prefetch_wasted_bytes", "bytes";
     /// Files fetched because their siblings were read.
     prefetch_siblings: Counter = "alluxio_prefetch_siblings", "files";
 
@@ -168,8 +179,15 @@ impl Metrics {
         if hit + missed > 0.0 { hit / (hit + missed) } else { 0.0 }
     }
 
+    /// Has `refresh` called before each [`encode`](Self::encode), to set gauges, until it returns false. It must be quick,
+    /// and must not encode.
+    pub fn refresh_by(&self, refresh: impl Fn() -> bool + Send + Sync + 'static) {
+        self.refreshes.0.lock().push(Box::new(refresh));
+    }
+
     /// All metrics as text, in the format that Prometheus reads; see [`super::CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        self.refreshes.0.lock().retain(|refresh| refresh());
         self.hit_rate.set(self.cache_hit_rate());
         let mut text = String::new();
         // Writing to a String cannot fail, and no metric here does; the text so far is the best answer in any case.

@@ -14,7 +14,7 @@
 
 use super::{Fs, inode::Inode};
 use common::{
-    Attr, ErrorKind, FileKind, Result, Timestamp, UfsPath, Version,
+    Attr, ErrorKind, FileKind, Result, UfsPath, Version,
     conf::keys::fuse::KernelCache,
     worker::{DirEntry, Listing},
 };
@@ -181,13 +181,12 @@ impl Fs {
         let name = &entry.name[..];
         if sink.wants_attributes() {
             let known = entry.attr.clone().map(Ok).or_else(|| self.worker().attr_now(&path));
-            let (attr, valid) = match known {
-                Some(Ok(attr)) => (attr, true),
+            let (node, valid) = match known {
+                Some(Ok(attr)) => (self.entry(&path, attr), true),
                 Some(Err(error)) if error.kind() == ErrorKind::NotFound => return true,
                 // It is there, whatever it is like; the kernel asks again when somebody wants to know.
-                _ => (Arc::new(Attr::of_object(entry.kind, 0, Timestamp::default(), Version::none())), false),
+                _ => (self.bare_entry(&path, entry.kind), false),
             };
-            let node = self.entry(&path, attr);
             let attr = Some((&*node.attr, valid));
             let fits = sink.add(Item { id: node.id, next, name, kind: node.attr.kind, attr });
             if !fits {

@@ -5,7 +5,7 @@ use super::{
     inode::{Identity, Inode, Shared},
 };
 use bytes::Bytes;
-use common::{Attr, Error, ErrorKind, Result, UfsPath, Version, worker::Freshness};
+use common::{Attr, Error, ErrorKind, FileKind, Result, UfsPath, Version, worker::Freshness};
 use nix::sys::stat::FileStat;
 use std::{fs::File, sync::Arc};
 
@@ -50,23 +50,23 @@ impl Fs {
 
     /// The node for a path with these attributes, counted once more.
     pub(super) fn entry(&self, path: &UfsPath, attr: Arc<Attr>) -> Entry {
-        if let Some(known) = self.inodes.find(path) {
-            let mut state = known.state.lock();
-            if let Some(shared) = &mut state.open
-                && attr.is_file()
-            {
-                match fit(shared, &attr) {
-                    Fit::Same => {}
-                    Fit::Changed => shared.attr = attr.clone(),
-                    Fit::Other => {
-                        drop(state);
-                        self.inodes.detach(&known);
-                    }
-                }
+        loop {
+            let inode = self.inodes.remember(path, attr.kind, 1);
+            if tell(&inode, &attr) {
+                return Entry { id: inode.id, attr };
             }
+            // It goes on standing for what is open, and the path gets another.
+            self.inodes.detach(&inode);
+            self.forget(inode.id, 1);
         }
-        let inode = self.inodes.remember(path, attr.kind, 1);
-        tell(&inode, &attr);
+    }
+
+    /// The node for a path of which only the kind is known, counted once more, with attributes that nobody may rely on.
+    pub(super) fn bare_entry(&self, path: &UfsPath, kind: FileKind) -> Entry {
+        let inode = self.inodes.remember(path, kind, 1);
+        let open = inode.state.lock().open.as_ref().map(|shared| shared.attr.clone());
+        let attr =
+            open.unwrap_or_else(|| Arc::new(Attr::of_object(kind, 0, common::Timestamp::default(), Version::none())));
         Entry { id: inode.id, attr }
     }
 
@@ -107,17 +107,17 @@ impl Fs {
                     _ => {
                         let attr = shared.local.as_deref().and_then(|file| attr_of(file, &shared.attr));
                         let attr = attr.unwrap_or_else(|| shared.attr.clone());
-                        state.told = None;
+                        // These are not those of the file that the next open will find.
+                        state.told = Some(Version::none());
                         return Ok(attr);
                     }
                 }
             }
         }
         let attr = found?;
-        if attr.kind != inode.kind || inode.is_detached() {
+        if attr.kind != inode.kind || inode.is_detached() || !tell(inode, &attr) {
             return Err(Error::new(ErrorKind::Stale, format!("{}: another file has taken its place", inode.path)));
         }
-        tell(inode, &attr);
         Ok(attr)
     }
 
@@ -145,15 +145,28 @@ impl Fs {
     }
 }
 
-/// Notes which attributes the kernel is told.
-pub(super) fn tell(inode: &Inode, attr: &Attr) {
-    if !attr.is_file() {
-        return;
-    }
+/// Notes which attributes the kernel is told. False, and nothing is noted, when this inode cannot stand for them: another
+/// version is open, or the kernel keeps the target of another link for it.
+fn tell(inode: &Inode, attr: &Arc<Attr>) -> bool {
     let mut state = inode.state.lock();
+    match attr.kind {
+        FileKind::File => {
+            if let Some(shared) = &mut state.open {
+                match fit(shared, attr) {
+                    Fit::Same => {}
+                    Fit::Changed => shared.attr = attr.clone(),
+                    Fit::Other => return false,
+                }
+            }
+        }
+        FileKind::Symlink if state.told.as_ref().is_some_and(|told| *told != attr.version) => return false,
+        FileKind::Symlink => {}
+        _ => return true,
+    }
     if state.told.as_ref() != Some(&attr.version) {
         state.told = (!attr.version.is_none()).then(|| attr.version.clone());
     }
+    true
 }
 
 /// The attributes of an open version: they cannot change, so nobody is asked.

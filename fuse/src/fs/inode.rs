@@ -60,7 +60,8 @@ impl Inode {
 /// What changes about an inode.
 #[derive(Default)]
 pub struct State {
-    /// The version of the attributes that the kernel was told last; `None`: no version that could be compared.
+    /// The version of the attributes that the kernel was told last; `None`: no version that could be compared; the empty
+    /// one: those of an open file whose path may be another's.
     pub told: Option<Version>,
     /// The version whose bytes (or entries) the kernel's page cache holds, when that is certain.
     pub cached: Option<Version>,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::passthrough::{Backing, Registrar, Source};
 use common::{
-    Attr, Error, ErrorKind, Result,
+    Attr, Error, ErrorKind, Result, Version,
     conf::keys::fuse::KernelCache,
     metrics::{PassthroughBacking, metrics},
     worker::Freshness,
@@ -154,8 +154,7 @@ impl Fs {
             if matches!(self.worker().attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
                 self.worker().forget(&inode.path);
             }
-            let message = format!("{}: it has changed since it was looked up", inode.path);
-            return Err(Error::new(ErrorKind::Stale, message));
+            return Err(changed(inode));
         }
         // Registered before the lock is taken for good: it is an ioctl. Another open may be faster; then ours is dropped.
         let candidate = if open_already || !self.passes() { None } else { source(&file) }
@@ -164,6 +163,8 @@ impl Fs {
         self.limit.take()?;
         let (mode, keep_cache) = {
             let mut state = inode.state.lock();
+            // The kernel may have been told of another version since this was looked at first.
+            let changed_since = news == News::None && is_news(&state.told, &attr);
             match &mut state.open {
                 Some(shared) if shared.identity != identity => {
                     drop(state);
@@ -173,6 +174,11 @@ impl Fs {
                         ErrorKind::Stale,
                         format!("{}: another version of it is still open", inode.path),
                     ));
+                }
+                _ if changed_since => {
+                    drop(state);
+                    self.limit.give();
+                    return Err(changed(inode));
                 }
                 Some(shared) => {
                     shared.handles += 1;
@@ -281,8 +287,7 @@ enum News {
 }
 
 fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
-    let Some(told) = &state.told else { return News::None };
-    if attr.version.is_none() || *told == attr.version {
+    if !is_news(&state.told, attr) {
         return News::None;
     }
     if matches!(identity, Identity::Local { .. })
@@ -292,6 +297,15 @@ fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
     }
     state.refused = Some(Instant::now());
     News::Refuse
+}
+
+/// Whether the kernel was told of another version than that of `attr`.
+fn is_news(told: &Option<Version>, attr: &Attr) -> bool {
+    !attr.version.is_none() && told.as_ref().is_some_and(|told| *told != attr.version)
+}
+
+fn changed(inode: &Inode) -> Error {
+    Error::new(ErrorKind::Stale, format!("{}: it has changed since it was looked up", inode.path))
 }
 
 fn reading(flags: i32) -> Result<()> {

@@ -15,7 +15,7 @@ use std::{
     io,
     io::Write as _,
     os::fd::BorrowedFd,
-    sync::atomic::{AtomicI32, AtomicUsize},
+    sync::atomic::{AtomicI32, AtomicUsize, Ordering},
 };
 use tokio::runtime::{Handle, Runtime};
 
@@ -371,6 +371,58 @@ fn a_local_file_that_grows_stays_the_same_node_and_one_that_is_replaced_does_not
     assert_eq!(setup.kernel.registered(), 2);
     setup.release(log.id, &first);
     setup.release(log.id, &second);
+}
+
+#[test]
+fn after_a_look_at_a_replaced_file_the_next_open_makes_the_kernel_look_again() {
+    let setup = Setup::cached();
+    let file = |text: &str| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        Arc::new(file)
+    };
+    setup.worker.local("f", file("one"));
+    let old = setup.lookup("f").unwrap();
+    let opened = setup.open(old.id).unwrap();
+    setup.worker.local("f", file("another one"));
+    assert_eq!(setup.fs.getattr_now(old.id).unwrap().unwrap().size, 3, "the open file is asked itself");
+    setup.release(old.id, &opened);
+    // The kernel believes in three bytes: it would read no more of the other file.
+    assert_eq!(kind(setup.open(old.id)), ErrorKind::Stale);
+    let new = setup.lookup("f").unwrap();
+    assert_eq!(new.attr.size, 11);
+    let opened = setup.open(new.id).unwrap();
+    assert_eq!(setup.read(opened.handle, 0, 99).unwrap(), b"another one");
+}
+
+#[test]
+fn a_link_with_another_target_is_another_node() {
+    let setup = Setup::cached();
+    setup.worker.link("l", "one");
+    let old = setup.lookup("l").unwrap();
+    assert_eq!(setup.lookup("l").unwrap().id, old.id);
+    setup.worker.link("l", "two");
+    assert_eq!(kind(setup.fs.getattr_now(old.id).unwrap()), ErrorKind::Stale);
+    let new = setup.lookup("l").unwrap();
+    assert_ne!(new.id, old.id, "the kernel keeps a target for as long as it knows the node");
+    setup.fs.forget(old.id, 2);
+    assert_eq!(setup.lookup("l").unwrap().id, new.id);
+    assert_eq!(setup.fs.status().inodes, 2);
+}
+
+#[test]
+fn a_listing_without_attributes_leaves_open_files_alone() {
+    let setup = Setup::cached();
+    setup.worker.file("f", "hello");
+    let f = setup.lookup("f").unwrap();
+    let opened = setup.open(f.id).unwrap();
+    setup.worker.bare.store(true, Ordering::Relaxed);
+    setup.worker.knows.store(false, Ordering::Relaxed);
+    let directory = setup.fs.open_directory(ROOT).unwrap();
+    assert_eq!(setup.list(directory.handle, 0, 100, true).nodes, [f.id]);
+    assert_eq!(setup.lookup("f").unwrap().id, f.id);
+    assert_eq!(setup.read(opened.handle, 0, 9).unwrap(), b"hello");
+    setup.release(f.id, &opened);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Invariant: a mount is taken down by its device number, never by its place alone; one that is gone already is fine.
 
 use super::{
-    FS_TYPE, Result, SessionError,
+    FS_NAME, FS_TYPE, Result, SessionError,
     mounts::{self, Device},
     process,
 };
@@ -34,7 +34,7 @@ const HELPER_LIMIT: Duration = Duration::from_secs(10);
 pub struct MountRequest {
     /// The mount point: absolute, without links, a directory.
     pub point: PathBuf,
-    /// What `mount` shows as the source, without secrets.
+    /// What is mounted, for people: without secrets, on one line.
     pub source: String,
     /// Whether other users may use the mount (for `allow_root` too: the session then refuses all but root).
     pub allow_other: bool,
@@ -101,15 +101,16 @@ fn make_directly(request: &MountRequest) -> Result<OwnedFd> {
     if request.allow_other {
         options.push_str(",allow_other");
     }
-    mount(Some(request.source.as_str()), &request.point, Some(FS_TYPE), flags(request), Some(options.as_str()))
-        .map_err(|error| match error {
+    mount(Some(FS_NAME), &request.point, Some(FS_TYPE), flags(request), Some(options.as_str())).map_err(|error| {
+        match error {
             Errno::EPERM => SessionError::refused(format!(
                 "{}: mounting is not permitted here: the container needs CAP_SYS_ADMIN (or run it privileged)",
                 request.point.display()
             )),
             Errno::ENODEV => SessionError::refused("this kernel has no FUSE: load the module (modprobe fuse)"),
             _ => SessionError::system(format!("mounting on {}", request.point.display()), error),
-        })?;
+        }
+    })?;
     Ok(device.into())
 }
 
@@ -140,7 +141,7 @@ fn helper_options(request: &MountRequest) -> String {
     let (_, subtype) = FS_TYPE.split_once('.').unwrap_or((FS_TYPE, FS_TYPE));
     let mut options = format!(
         "fsname={},subtype={subtype},default_permissions,max_read={},nodev,nosuid,{}",
-        request.source,
+        FS_NAME,
         request.max_read,
         if request.read_only { "ro" } else { "rw" }
     );
@@ -388,7 +389,7 @@ mod tests {
         request.allow_other = true;
         assert_eq!(
             helper_options(&request),
-            "fsname=s3://b,subtype=alluxio-fuse,default_permissions,max_read=4096,nodev,nosuid,ro,allow_other,noexec"
+            "fsname=alluxio-fuse,subtype=alluxio-fuse,default_permissions,max_read=4096,nodev,nosuid,ro,allow_other,noexec"
         );
     }
 

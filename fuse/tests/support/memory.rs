@@ -25,6 +25,8 @@ pub struct MemoryWorker {
     next_version: AtomicU64,
     /// Whether attributes are known without asking.
     pub knows: AtomicBool,
+    /// Whether listings come without attributes.
+    pub bare: AtomicBool,
     /// Whether files can be completed and exported.
     pub caches: AtomicBool,
     /// How often it was asked to list.
@@ -62,6 +64,7 @@ impl MemoryWorker {
             pool: PagePool::new(MemoryBudget::new(64 << 20)),
             next_version: AtomicU64::new(1),
             knows: AtomicBool::new(true),
+            bare: AtomicBool::new(false),
             caches: AtomicBool::new(false),
             listings: AtomicU64::new(0),
             opens: AtomicU64::new(0),
@@ -214,12 +217,13 @@ impl Worker for MemoryWorker {
         if let Body::Generated(count) = self.node(path)?.body {
             return Ok(Box::new(Generated { next: 0, count }));
         }
+        let bare = self.bare.load(Ordering::Relaxed);
         let nodes = self.nodes.lock().unwrap();
         let entries = nodes.iter().filter(|(child, _)| child.parent().as_ref() == Some(path));
         let entries = entries.map(|(child, node)| DirEntry {
             name: child.name().unwrap().into(),
             kind: node.attr.kind,
-            attr: Some(node.attr.clone()),
+            attr: (!bare).then(|| node.attr.clone()),
         });
         Ok(Box::new(Batches(entries.collect())))
     }

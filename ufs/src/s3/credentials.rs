@@ -1,9 +1,13 @@
 //! Who we are: keys from the options, or from where AWS tools look for them, kept fresh.
 //!
-//! Order: options; environment; profile files; SSO; web identity; the profile's command; container; instance metadata.
+//! Order: options; environment; the profile's role; profile files; SSO; web identity; the profile's command; container;
+//! instance metadata. With what was found the role of the options is assumed, if they name one.
 //! Keys that expire are fetched again before they do, by one caller while the others go on with the old ones; a failure
 //! is remembered for some seconds, so a metadata service that is away is not asked by every read.
 
+mod roles;
+
+use self::roles::{ROLE, Roles};
 use crate::{
     environment::Environment,
     options::{S3Options, Secret},
@@ -14,11 +18,11 @@ use bytes::Bytes;
 use common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use reqsign::{
-    Context, Env, HttpSend, ProvideCredential, ProvideCredentialDyn, Signer,
+    Context, Env, HttpSend, ProvideCredential, ProvideCredentialDyn,
     aws::{
-        AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential, ECSCredentialProvider,
-        EnvCredentialProvider, IMDSv2CredentialProvider, ProcessCredentialProvider, ProfileCredentialProvider,
-        RequestSigner, SSOCredentialProvider, StaticCredentialProvider,
+        AssumeRoleWithWebIdentityCredentialProvider, Credential, ECSCredentialProvider, EnvCredentialProvider,
+        IMDSv2CredentialProvider, ProcessCredentialProvider, ProfileCredentialProvider, SSOCredentialProvider,
+        StaticCredentialProvider,
     },
 };
 use std::{
@@ -103,12 +107,13 @@ impl fmt::Debug for Keys {
     }
 }
 
-type Provider = Box<dyn ProvideCredentialDyn<Credential = Credential>>;
+/// A place where keys may be, with its name.
+type Place = (&'static str, Box<dyn ProvideCredentialDyn<Credential = Credential>>);
 
 /// Where keys come from.
 pub struct Credentials {
     anonymous: bool,
-    providers: Vec<(&'static str, Provider)>,
+    providers: Vec<Place>,
     context: Context,
     keys: ArcSwapOption<Keys>,
     renewing: tokio::sync::Mutex<()>,
@@ -123,15 +128,11 @@ impl Credentials {
             .with_env(Injected(environment.clone()))
             .with_command_execute(reqsign_files::Commands)
             .with_http_send(Sender { environment: environment.clone(), clients: Arc::default() });
-        let mut providers = providers(options)?;
+        let roles = Roles { environment, context: &context, region };
+        let mut providers = providers(options, &roles)?;
         if let Some(role) = &options.role_arn {
-            let base = Chain(std::mem::take(&mut providers));
-            let signer = Signer::new(context.clone(), base, RequestSigner::new("sts", region));
-            let assume = AssumeRoleCredentialProvider::new(role.clone(), signer)
-                .with_region(region.to_owned())
-                .with_regional_sts_endpoint()
-                .with_role_session_name("alluxio".to_owned());
-            providers.push(("the role to assume", Box::new(assume)));
+            let base = std::mem::take(&mut providers);
+            providers.push(("the role to assume", Box::new(roles.assume(role, base))));
         }
         Ok(Self {
             anonymous: options.anonymous,
@@ -207,7 +208,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-fn providers(options: &S3Options) -> Result<Vec<(&'static str, Provider)>> {
+fn providers(options: &S3Options, roles: &Roles<'_>) -> Result<Vec<Place>> {
     match (&options.access_key, &options.secret_key) {
         (Some(access), Some(secret)) => {
             let mut given = StaticCredentialProvider::new(access, secret.reveal());
@@ -228,10 +229,11 @@ fn providers(options: &S3Options) -> Result<Vec<(&'static str, Provider)>> {
         sso = sso.with_profile(name.clone());
         process = process.with_profile(name.clone());
     }
-    let mut all: Vec<(&'static str, Provider)> = Vec::new();
+    let mut all: Vec<Place> = Vec::new();
     if options.profile.is_none() {
         all.push(("environment", Box::new(EnvCredentialProvider::new())));
     }
+    all.extend(roles.of_profile(options.profile.as_deref()));
     all.push(("profile files", Box::new(profile)));
     all.push(("single sign-on", Box::new(sso)));
     all.push(("web identity", Box::new(AssumeRoleWithWebIdentityCredentialProvider::new())));
@@ -245,7 +247,7 @@ fn half(given: &str, missing: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, format!("{given} is set and {missing} is not; set both or neither"))
 }
 
-async fn look(providers: &[(&'static str, Provider)], context: &Context) -> Result<Credential> {
+async fn look(providers: &[Place], context: &Context) -> Result<Credential> {
     let mut failures = Vec::new();
     for (place, provider) in providers {
         match provider.provide_credential_dyn(context).await {
@@ -254,7 +256,12 @@ async fn look(providers: &[(&'static str, Provider)], context: &Context) -> Resu
             }
             Ok(_) => {}
             // Only what happened, not the context lines: they may quote an answer.
-            Err(error) => failures.push(format!("{place}: {error}")),
+            Err(error) => {
+                failures.push(format!("{place}: {error}"));
+                if *place == ROLE {
+                    break;
+                }
+            }
         }
     }
     let seen = if failures.is_empty() { String::new() } else { format!(" ({})", failures.join("; ")) };
@@ -268,7 +275,7 @@ async fn look(providers: &[(&'static str, Provider)], context: &Context) -> Resu
 }
 
 /// The providers as one, for what signs its own requests.
-struct Chain(Vec<(&'static str, Provider)>);
+struct Chain(Vec<Place>);
 
 impl fmt::Debug for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -214,10 +214,7 @@ async fn copy(
     }
     let mut skip = *at - from;
     if skip > SKIP {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{what}: the service does not answer requests for ranges"),
-        ));
+        return Err(Error::new(ErrorKind::Io, format!("{what}: the service does not answer requests for ranges")));
     }
     let begin = *at;
     while *at < end {

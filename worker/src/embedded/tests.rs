@@ -397,3 +397,24 @@ async fn space_is_that_of_the_cache() {
     let space = world.worker.stat_fs();
     assert_eq!((space.block_size, space.blocks, space.name_max), (4096, 0, 255));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_known_counts_while_the_storage_is_away() {
+    let world = world(|_| {});
+    world.storage.put("dir/file", "hello");
+    assert_eq!(size(&world.worker, "dir/file").await.unwrap(), 5);
+    assert_eq!(names(&world.worker, "dir").await.unwrap(), ["file"]);
+    world.clock.advance(Duration::from_secs(3600));
+    world.storage.set_faults(Some(Arc::new(|_| Some(Fault::Fail(ErrorKind::Unavailable)))));
+    assert_eq!(size(&world.worker, "dir/file").await.unwrap(), 5);
+    assert_eq!(names(&world.worker, "dir").await.unwrap(), ["file"]);
+    assert_eq!(size(&world.worker, "dir/other").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    // Back again: what is old is asked for anew.
+    world.storage.set_faults(None);
+    world.storage.put("dir/file", "longer than before");
+    let back = Instant::now() + Duration::from_secs(30);
+    while size(&world.worker, "dir/file").await.unwrap() == 5 {
+        assert!(Instant::now() < back, "the old size counts for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -91,13 +91,13 @@ keys! { Scope::Fuse;
     MAX_OPEN_HANDLES: u64 = Decl::named("alluxio.fuse.max.open.handles").default("100000").range(16, 10_000_000).unit("handles");
 
     /// How many inodes the daemon remembers on behalf of the kernel before it asks the kernel to forget some.
-    MAX_INODES: u64 = Decl::named("alluxio.fuse.max.inodes").default("4000000").range(1024, 1_000_000_000).unit("inodes");
+    MAX_INODES: u64 = Decl::named("alluxio.fuse.max.inodes").default("4000000").range(1024, 1_000_000_000).unit("inodes").reserved();
 
     /// The largest request that the kernel is offered, in bytes.
     MAX_REQUEST_SIZE: Size = Decl::named("alluxio.fuse.max.request.size").default("1MiB").range(4096, 1 << 20);
 
     /// Whether `ls -l <dir>/.alluxiocli.metadatacache.{dropAll,drop,size}` act on the metadata cache.
-    SPECIAL_COMMAND_ENABLED: bool = Decl::named("alluxio.fuse.special.command.enabled").default("false");
+    SPECIAL_COMMAND_ENABLED: bool = Decl::named("alluxio.fuse.special.command.enabled").default("false").reserved();
 
     /// How long the start waits for the mount to answer before it gives up.
     MOUNT_TIMEOUT: Duration = Decl::named("alluxio.fuse.mount.timeout").default("12s").range(1000, 600_000);

@@ -21,8 +21,8 @@ keys! { Scope::UnderStorage;
     /// The profile of `~/.aws/config` and `~/.aws/credentials` to use.
     S3_PROFILE: Option<String> = Decl::named("alluxio.underfs.s3.profile");
 
-    /// The role to assume, as an ARN.
-    S3_ROLE_ARN: Option<String> = Decl::named("alluxio.underfs.s3.role.arn").reserved();
+    /// The role to assume, as an ARN, with the credentials found.
+    S3_ROLE_ARN: Option<String> = Decl::named("alluxio.underfs.s3.role.arn");
 
     /// Whether requests to S3 are sent without a signature, for public buckets.
     S3_ANONYMOUS: bool = Decl::named("alluxio.underfs.s3.anonymous").default("false");
@@ -102,10 +102,10 @@ keys! { Scope::UnderStorage;
     /// The endpoint of Aliyun OSS, such as `oss-cn-hangzhou.aliyuncs.com`.
     OSS_ENDPOINT: Option<String> = Decl::named("fs.oss.endpoint").aliases(&["alluxio.underfs.oss.endpoint"]);
 
-    /// The files that configure HDFS, separated by colons or commas. Here they are found in `$HADOOP_CONF_DIR`.
+    /// The files that configure HDFS, separated by colons or commas, over those in `$HADOOP_CONF_DIR`. Those of the default
+    /// may be missing.
     HDFS_CONFIGURATION: String = Decl::named("alluxio.underfs.hdfs.configuration")
-        .default("${alluxio.conf.dir}/core-site.xml:${alluxio.conf.dir}/hdfs-site.xml")
-        .reserved();
+        .default("${alluxio.conf.dir}/core-site.xml:${alluxio.conf.dir}/hdfs-site.xml");
 
     /// The user name under which HDFS is used. Here it is `$HADOOP_USER_NAME`, else that of this process.
     HDFS_USER: Option<String> = Decl::named("alluxio.underfs.hdfs.user").reserved();

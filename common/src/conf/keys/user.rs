@@ -40,7 +40,7 @@ keys! { Scope::Client;
     CLIENT_CACHE_PAGE_SIZE: Size = Decl::named("alluxio.user.client.cache.page.size").default("1MiB").range(64 << 10, 64 << 20);
 
     /// Where pages are kept: LOCAL on disk, MEM on a tmpfs.
-    CLIENT_CACHE_STORE_TYPE: CacheStore = Decl::named("alluxio.user.client.cache.store.type").default("LOCAL");
+    CLIENT_CACHE_STORE_TYPE: CacheStore = Decl::named("alluxio.user.client.cache.store.type").default("LOCAL").reserved();
 
     /// The share of the capacity at which eviction begins.
     CLIENT_CACHE_WATERMARK_HIGH: Ratio = Decl::named("alluxio.user.client.cache.watermark.high.ratio").default("0.95");
@@ -49,7 +49,7 @@ keys! { Scope::Client;
     CLIENT_CACHE_WATERMARK_LOW: Ratio = Decl::named("alluxio.user.client.cache.watermark.low.ratio").default("0.9");
 
     /// Whether pages are written to the cache after the reader was answered rather than before.
-    CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true");
+    CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true").reserved();
 
     /// Whether data that is likely to be read next is fetched ahead of the reader.
     PREFETCH_ENABLED: bool = Decl::named("alluxio.user.prefetch.enabled").default("true");

@@ -1,15 +1,15 @@
 //! The S3 storage against a real server with faults.
 
+mod credentials;
+#[path = "../support/http.rs"]
+mod http;
+
 use common::{Attr, ErrorKind, FileKind, Result, UfsPath, UfsUri, Version};
-use s3server::{
-    Action, Credentials, Fault, Operation, Options, Server, Synthetic,
-    credentials::{CredentialServer, Kind},
-    test_ca,
-};
+use s3server::{Action, Credentials, Fault, Operation, Options, Server, Synthetic, test_ca};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use ufs::{Environment, S3Options, Secret, UfsOptions, UnderStorage};
 
@@ -181,23 +181,32 @@ async fn faults_that_pass_are_not_seen() {
     let server = server();
     let bytes = pattern(200_000);
     server.put("bkt", "k", bytes.clone()).unwrap();
-    let quick = UfsOptions { deadline: Duration::from_millis(500), ..options(&server) };
-    let storage = open("s3://bkt", &quick);
-    let attr = storage.stat(&path("k")).await.unwrap();
-    for action in [
-        Action::Error(503),
-        Action::Error(500),
-        Action::Drop,
-        Action::Hang,
-        Action::ResetAfter(70_000),
-        Action::CloseAfter(70_000),
-        Action::StallAfter(70_000),
-        Action::Shorten(1000),
-        Action::IgnoreRange,
+    // Long enough for a busy machine; retries end what goes wrong, not time.
+    let patient =
+        UfsOptions { deadline: Duration::from_secs(30), give_up: Duration::from_secs(300), ..options(&server) };
+    // A silence must be waited out, and a machine that is too busy for one attempt has others, so these have more of them.
+    let silence = UfsOptions {
+        deadline: Duration::from_secs(1),
+        give_up: Duration::from_secs(300),
+        retries: 50,
+        ..options(&server)
+    };
+    let (patient, silence) = (open("s3://bkt", &patient), open("s3://bkt", &silence));
+    let attr = patient.stat(&path("k")).await.unwrap();
+    for (action, storage) in [
+        (Action::Error(503), &patient),
+        (Action::Error(500), &patient),
+        (Action::Drop, &patient),
+        (Action::Hang, &silence),
+        (Action::ResetAfter(70_000), &patient),
+        (Action::CloseAfter(70_000), &patient),
+        (Action::StallAfter(70_000), &silence),
+        (Action::Shorten(1000), &patient),
+        (Action::IgnoreRange, &patient),
     ] {
         for (offset, length) in [(0, 200_000), (1000, 150_000)] {
             let fault = server.fault(Fault::new(action.clone()).on(Operation::GetObject).times(2));
-            let got = read(&*storage, "k", &attr, offset, length).await.unwrap();
+            let got = read(&**storage, "k", &attr, offset, length).await.unwrap();
             assert!(got == bytes[offset as usize..(offset + length) as usize], "{action:?}");
             assert!(server.fault_hits(fault) > 0);
             server.clear_faults();
@@ -213,28 +222,62 @@ async fn faults_that_pass_are_not_seen() {
 async fn faults_that_stay_end_in_an_error() {
     let server = server();
     server.put("bkt", "k", pattern(50_000)).unwrap();
-    let quick = UfsOptions {
-        deadline: Duration::from_millis(200),
-        give_up: Duration::from_secs(2),
-        retries: 2,
-        ..options(&server)
-    };
-    let storage = open("s3://bkt", &quick);
-    let attr = storage.stat(&path("k")).await.unwrap();
-    for (action, kind) in [
-        (Action::Error(503), ErrorKind::Unavailable),
-        (Action::Drop, ErrorKind::Unavailable),
-        (Action::Hang, ErrorKind::TimedOut),
-        (Action::StallAfter(0), ErrorKind::TimedOut),
-        (Action::Error(403), ErrorKind::PermissionDenied),
-        (Action::Etag("other".into()), ErrorKind::Stale),
+    let patient = UfsOptions { deadline: Duration::from_secs(30), retries: 2, ..options(&server) };
+    // Only what never answers is waited for in vain, so that no busy machine is taken for it.
+    let hasty = UfsOptions { deadline: Duration::from_millis(300), retries: 1, ..options(&server) };
+    let (patient, hasty) = (open("s3://bkt", &patient), open("s3://bkt", &hasty));
+    let attr = patient.stat(&path("k")).await.unwrap();
+    for (action, kind, storage) in [
+        (Action::Error(503), ErrorKind::Unavailable, &patient),
+        (Action::Drop, ErrorKind::Unavailable, &patient),
+        (Action::Hang, ErrorKind::TimedOut, &hasty),
+        (Action::StallAfter(0), ErrorKind::TimedOut, &hasty),
+        (Action::Error(403), ErrorKind::PermissionDenied, &patient),
+        (Action::Etag("other".into()), ErrorKind::Stale, &patient),
     ] {
         server.fault(Fault::new(action.clone()).on(Operation::GetObject));
-        let error = read(&*storage, "k", &attr, 0, 50_000).await.unwrap_err();
+        let error = read(&**storage, "k", &attr, 0, 50_000).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{action:?}: {error}");
         server.clear_faults();
-        assert!(read(&*storage, "k", &attr, 0, 50_000).await.unwrap() == pattern(50_000), "recovers by itself");
+        assert!(read(&*patient, "k", &attr, 0, 50_000).await.unwrap() == pattern(50_000), "recovers by itself");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_ranges_is_an_input_output_error_far_into_a_file() {
+    let server = server();
+    server.synthetic("bkt", Synthetic::new("f", 1, 100 << 20)).unwrap();
+    let storage = open("s3://bkt", &UfsOptions { retries: 1, ..options(&server) });
+    let attr = storage.stat(&path("f0000000")).await.unwrap();
+    let right = read(&*storage, "f0000000", &attr, 1000, 10).await.unwrap();
+    server.fault(Fault::new(Action::IgnoreRange).on(Operation::GetObject));
+    let error = read(&*storage, "f0000000", &attr, 90 << 20, 10).await.unwrap_err();
+    assert_eq!(common::errno::errno(error.kind()), libc::EIO, "{error}");
+    assert_eq!(read(&*storage, "f0000000", &attr, 1000, 10).await.unwrap(), right, "near its begin it is read through");
+}
+
+#[tokio::test]
+async fn buckets_may_be_host_names() {
+    let given = Options {
+        credentials: vec![Credentials::new("AK", "SK")],
+        domain: Some("s3.test".into()),
+        ..Options::with_buckets(["bkt"])
+    };
+    let server = Server::start(given).unwrap();
+    server.put("bkt", "dir/a b", "virtual").unwrap();
+    let mut options = signed(&server, "AK", "SK");
+    options.s3.endpoint = Some("http://s3.test".into());
+    options.s3.path_style = Some(false);
+    // No resolver knows the host: as a proxy, the server gets what is meant for it.
+    options.environment = Arc::new(Environment::of([("HTTP_PROXY", server.url())]));
+    let storage = open("s3://bkt/dir", &options);
+    storage.probe().await.unwrap();
+    let attr = storage.stat(&path("a b")).await.unwrap();
+    assert_eq!(read(&*storage, "a b", &attr, 1, 4).await.unwrap(), b"irtu");
+    assert_eq!(names(&*storage, "").await.len(), 1);
+    assert!(server.log().iter().all(|record| record.bucket == "bkt"));
+    let error = open("s3://other", &options).probe().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.message().contains("no such bucket"), "{error}");
 }
 
 #[tokio::test]
@@ -294,12 +337,15 @@ async fn what_is_wrong_is_named_when_mounting() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_away_is_named() {
-    let mut server = server();
-    let options = UfsOptions { retries: 1, ..options(&server) };
-    server.stop();
+    // Bound and not listened to: nobody else can have the port meanwhile.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    let mut options = UfsOptions { retries: 1, ..options(&server()) };
+    options.s3.endpoint = Some(format!("http://{address}"));
     let error = open("s3://bkt", &options).probe().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.message().contains(&server.address().to_string()), "{error}");
+    assert!(error.message().contains(&address), "{error}");
 }
 
 #[tokio::test]
@@ -363,75 +409,4 @@ async fn tls_trusts_whom_it_is_told_to() {
     let mut broken = options(&plain);
     broken.environment = Arc::new(Environment::of([("AWS_CA_BUNDLE", "/nowhere")]));
     open("s3://bkt", &broken).probe().await.unwrap();
-}
-
-/// A server that wants `keys`, and options that find credentials in `environment` only.
-fn chained(keys: &Credentials, environment: &[(&str, &str)]) -> (Server, UfsOptions) {
-    let given = Options { credentials: vec![keys.clone()], ..Options::with_buckets(["bkt"]) };
-    let server = Server::start(given).unwrap();
-    let mut options = options(&server);
-    options.s3.anonymous = false;
-    let off = [("AWS_EC2_METADATA_DISABLED", "true")];
-    let off = off.iter().filter(|_| !environment.iter().any(|(name, _)| name.starts_with("AWS_EC2")));
-    options.environment = Arc::new(Environment::of(environment.iter().chain(off).copied()));
-    (server, options)
-}
-
-#[tokio::test]
-async fn credentials_come_from_where_aws_tools_look() {
-    let keys = Credentials::new("AK", "SK").token("TOKEN");
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = directory.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let shared =
-        file("credentials", "[work]\naws_access_key_id=AK\naws_secret_access_key=SK\naws_session_token=TOKEN\n");
-    let token = file("token", "identity");
-    let instance = Kind::Imds { role: "node".into(), region: "us-east-1".into() };
-    let instance = CredentialServer::start(instance, keys.clone()).unwrap();
-    let sts = Kind::Sts { role_arn: "arn:aws:iam::1:role/r".into(), identity_token: "identity".into() };
-    let sts = CredentialServer::start(sts, keys.clone()).unwrap();
-    for environment in [
-        vec![("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "SK"), ("AWS_SESSION_TOKEN", "TOKEN")],
-        vec![("AWS_SHARED_CREDENTIALS_FILE", shared.as_str()), ("AWS_PROFILE", "work")],
-        vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", instance.url().as_str())],
-        vec![
-            ("AWS_WEB_IDENTITY_TOKEN_FILE", token.as_str()),
-            ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
-            ("AWS_ENDPOINT_URL_STS", sts.url().as_str()),
-        ],
-    ] {
-        let (server, options) = chained(&keys, &environment);
-        server.put("bkt", "k", "1").unwrap();
-        let storage = open("s3://bkt", &options);
-        storage.probe().await.unwrap_or_else(|error| panic!("{environment:?}: {error}"));
-    }
-    let (_server, options) = chained(&keys, &[]);
-    let error = open("s3://bkt", &options).probe().await.unwrap_err();
-    assert!(error.message().contains("AWS_ACCESS_KEY_ID"), "{error}");
-}
-
-#[tokio::test]
-async fn keys_are_fetched_once_and_again_when_they_expire() {
-    let keys = Credentials::new("AK", "SK").token("T1");
-    let instance = Kind::Imds { role: "node".into(), region: "us-east-1".into() };
-    let instance = CredentialServer::start(instance, keys.clone()).unwrap();
-    let (server, options) = chained(&keys, &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", instance.url().as_str())]);
-    server.put("bkt", "k", "1").unwrap();
-    let storage = open("s3://bkt", &options);
-    let file = path("k");
-    let stats = (0..20).map(|_| storage.stat(&file));
-    for result in futures::future::join_all(stats).await {
-        result.unwrap();
-    }
-    assert_eq!(instance.issued(), 1, "one fetch for all");
-    // The service turns the old ones down as expired: new ones are fetched, once.
-    let next = Credentials::new("AK2", "SK2").token("T2");
-    instance.set_credentials(next.clone());
-    let expired = keys.expires(SystemTime::now() - Duration::from_secs(5));
-    server.set_credentials(vec![expired, next]);
-    storage.stat(&file).await.unwrap();
-    assert_eq!(instance.issued(), 2);
 }
