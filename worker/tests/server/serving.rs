@@ -171,6 +171,13 @@ async fn a_restart_serves_from_its_cache() {
     let handle = peer.open(MEMORY, "f", &version, content.len() as u64).await.unwrap();
     assert_eq!(peer.read(handle, 0, content.len() as u32).await.unwrap(), content);
     drop(peer);
+    // Bytes are given out before they are stored.
+    within("the pages to be stored", async {
+        while first.namespace().store().stats().pages != 21 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     first.stop().await;
 
     let reads = || storage.counts().reads.load(Ordering::SeqCst);
