@@ -163,7 +163,7 @@ impl System {
             complete_on_open: case.complete,
             retry_deadline: Duration::from_secs(2),
             retries: 2,
-            max_read: 1 << 20,
+            prefetch_total: 2 * case.window * u64::from(case.page_size),
         };
         let client = Client::new(worker, budget.clone(), options, tokio::runtime::Handle::current());
         System { budget, pool, reads, client }
