@@ -82,7 +82,7 @@ impl Default for StoreOptions {
             high_watermark: 0.95,
             low_watermark: 0.85,
             max_open_files: 1024,
-            max_queued_bytes: 32 << 20,
+            max_queued_bytes: 64 << 20,
             journal_delay: Duration::from_millis(100),
             health: HealthOptions::default(),
         }

@@ -14,6 +14,7 @@ mod recent;
 mod seed;
 
 use crate::{PageStore, StoredFile};
+use bytes::Bytes;
 use common::{Attr, Error, ErrorKind, FileId, Result, UfsPath, Version, page::PagePool, worker::PagedFile};
 use open::{OpenPages, Pages};
 use parking_lot::Mutex;
@@ -47,7 +48,8 @@ pub struct ReadOptions {
     pub concurrency: usize,
     /// Of these, requests that nobody waits for yet.
     pub prefetch_concurrency: usize,
-    /// Pages kept in memory when they cannot be stored, in bytes. Given up when memory is wanted.
+    /// Complete pages kept in memory, since they cannot be stored or were fetched ahead, in bytes. Given up when memory is
+    /// wanted.
     pub recent_bytes: usize,
     /// How long such pages are kept unused, and unused buffers at all.
     pub idle_after: Duration,
@@ -61,7 +63,7 @@ impl Default for ReadOptions {
             max_request_bytes: 8 << 20,
             concurrency: 128,
             prefetch_concurrency: 96,
-            recent_bytes: usize::MAX,
+            recent_bytes: 64 << 20,
             idle_after: Duration::from_secs(5),
         }
     }
@@ -129,7 +131,7 @@ impl ReadThrough {
                 options.prefetch_concurrency.min(options.concurrency.saturating_sub(1)).max(1),
             )),
             files: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            recent: Recent::new(recent_bytes),
+            recent: Recent::new(recent_bytes, store.is_some()),
             on_stale: OnceLock::new(),
             counters: Counters::default(),
             ufs,
@@ -154,8 +156,8 @@ impl ReadThrough {
     }
 
     /// The same, with the first bytes of this version, which came with the lookup: when they are the whole of a file of
-    /// one page, the page is stored without a request.
-    pub fn open_seeded(self: &Arc<Self>, path: &UfsPath, attr: Arc<Attr>, bytes: &[u8]) -> Arc<dyn PagedFile> {
+    /// one page, the page is stored without a request; otherwise the first page begins with them.
+    pub fn open_seeded(self: &Arc<Self>, path: &UfsPath, attr: Arc<Attr>, bytes: &Bytes) -> Arc<dyn PagedFile> {
         let pages = self.pages(path, &attr);
         pages.seed(bytes);
         Arc::new(OpenPages::new(pages, attr))

@@ -355,11 +355,11 @@ async fn prefetch_makes_few_requests_within_its_share_and_demands_join_them() {
     let wanted = content("x", 1, size);
     let file = rig.open("x", &attr);
     assert_eq!(file.prefetch(0, 32), 32);
-    until("they are made", || rig.storage.requests() == 16).await;
-    assert!(rig.storage.requests.lock().iter().all(|(_, length)| *length == 2 * PAGE));
+    until("they are made", || rig.storage.requests() == 8).await;
+    assert!(rig.storage.requests.lock().iter().all(|(_, length)| *length == 4 * PAGE));
     assert_eq!(file.prefetch(0, 32), 32, "again: nothing new");
     let load = file.demand(5).await.unwrap().unwrap();
-    assert_eq!(rig.storage.requests(), 16);
+    assert_eq!(rig.storage.requests(), 8);
     rig.storage.gate.add_permits(1000);
     assert!(load.wait_end().await.unwrap() == &wanted[5 * PAGE as usize..6 * PAGE as usize]);
     drop(load);
@@ -487,7 +487,7 @@ async fn a_small_file_is_complete_after_one_request_and_a_seeded_one_after_none(
         let name = format!("seeded{number}");
         let attr = rig.storage.put(&name, 1, size);
         let mut bytes = content(&name, 1, size);
-        let file = rig.reads.open_seeded(&path(&name), attr, &bytes);
+        let file = rig.reads.open_seeded(&path(&name), attr, &bytes.clone().into());
         file.complete().await.unwrap();
         check_lease(&*file, &bytes);
         assert_eq!(rig.storage.requests(), before + 1, "no request for a seeded file");
@@ -496,7 +496,7 @@ async fn a_small_file_is_complete_after_one_request_and_a_seeded_one_after_none(
         let name = format!("part{number}");
         let attr = rig.storage.put(&name, 1, size + 1);
         bytes = content(&name, 1, size);
-        let file = rig.reads.open_seeded(&path(&name), attr, &bytes);
+        let file = rig.reads.open_seeded(&path(&name), attr, &bytes.clone().into());
         assert!(!file.is_present(0) && file.page_now(0).is_none());
     }
     let attr = rig.storage.put("few", 1, 5 * PAGE - 3);
@@ -522,10 +522,40 @@ fn check_lease(file: &dyn PagedFile, wanted: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_page_begins_with_the_bytes_of_the_lookup_and_only_the_rest_is_fetched() {
+    let rig = Setup::default().rig(Faulty::closed());
+    let size = 3 * PAGE + 5;
+    let wanted = content("x", 1, size);
+    let attr = rig.storage.put("x", 1, size);
+    let file = rig.reads.open_seeded(&path("x"), attr.clone(), &wanted[..1000].to_vec().into());
+    assert_eq!(rig.storage.requests(), 0, "an open alone fetches nothing");
+    let load = file.demand(0).await.unwrap().unwrap();
+    assert!(load.wait(0..1000).await.unwrap() == &wanted[..1000], "before the storage answers");
+    until("the rest is asked for", || rig.storage.requests() == 1).await;
+    assert_eq!(rig.storage.requests.lock().clone(), [(1000, PAGE - 1000)]);
+    rig.storage.gate.add_permits(1000);
+    drop(load);
+    assert!(read(&*file, 0, size as usize).await.unwrap() == wanted);
+    drop(file);
+
+    // A fetch that fails leaves nothing behind: the next one is of the whole page.
+    let attr = rig.storage.put("y", 1, size);
+    let wanted = content("y", 1, size);
+    let file = rig.reads.open_seeded(&path("y"), attr, &wanted[..1000].to_vec().into());
+    rig.storage.next([Fault::Fail(ErrorKind::PermissionDenied)]);
+    let load = file.demand(0).await.unwrap().unwrap();
+    assert_eq!(load.wait_end().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    drop(load);
+    assert!(read(&*file, 0, size as usize).await.unwrap() == wanted);
+    drop(file);
+    rig.all_memory_is_back().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seed_without_a_store_lives_in_memory_for_a_while() {
     let rig = Setup::without_store().rig(Faulty::new());
     let attr = rig.storage.put("x", 1, 100);
-    let file = rig.reads.open_seeded(&path("x"), attr, &content("x", 1, 100));
+    let file = rig.reads.open_seeded(&path("x"), attr, &content("x", 1, 100).into());
     assert!(read(&*file, 0, 100).await.unwrap() == content("x", 1, 100));
     assert_eq!(rig.storage.requests(), 0);
     rig.reads.trim();

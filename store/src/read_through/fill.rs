@@ -24,8 +24,10 @@ pub(super) async fn fill(
 ) {
     let _permit = permit;
     let reads = pages.reads.clone();
-    let offset = first * pages.page_size();
-    let length = loads.iter().map(|(load, _)| load.len() as u64).sum();
+    // The first page may have begun with bytes that came with a lookup.
+    let begun = loads.first().map_or(0, |(load, writer)| load.len() - writer.missing());
+    let offset = first * pages.page_size() + begun as u64;
+    let length = loads.iter().map(|(_, writer)| writer.missing() as u64).sum();
     let mut sink =
         Filler { pages: pages.clone(), next: first, loads: loads.into(), arrived: Arc::default(), surplus: 0 };
     let result = match timeout(reads.options.deadline, reads.requests.clone().acquire_owned()).await {

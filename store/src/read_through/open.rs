@@ -3,8 +3,10 @@
 use super::{Key, ReadThrough, check_page, fill, recent::Kept};
 use crate::{Stored, StoredFile};
 use async_trait::async_trait;
+use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileId, Result, UfsPath, Version,
+    budget::Reservation,
     page::{PageLoad, PageWriter},
     worker::{FileLease, PagedFile, StoredPage},
 };
@@ -21,6 +23,9 @@ use tokio::sync::Notify;
 /// Files of more pages are not completed on open.
 const COMPLETE_PAGES: u64 = 64;
 
+/// Requests of at most so many bytes are made in one.
+const WHOLE_BYTES: u64 = 4 << 20;
+
 /// What the table has for a page.
 enum Entry {
     /// Somebody waits for memory to fetch it; the others wait for the notice.
@@ -28,6 +33,12 @@ enum Entry {
     /// It is being fetched or has arrived. Alive as long as somebody needs it: the fetch, the store's queue, the recent
     /// pages, a reader.
     Load { load: Weak<PageLoad>, used: Arc<AtomicBool> },
+}
+
+/// First bytes of a file, with the memory that they take.
+pub(super) struct Head {
+    pub bytes: Bytes,
+    pub _memory: Reservation,
 }
 
 /// See the module. Shared by all opens of the version.
@@ -39,6 +50,8 @@ pub(super) struct Pages {
     pub version: Version,
     pub stored: Option<Arc<StoredFile>>,
     table: Mutex<HashMap<u64, Entry>>,
+    /// The first bytes of the file, which came with a lookup, until the first page is fetched.
+    head: Mutex<Option<Head>>,
     stale: OnceLock<Error>,
     /// Told whenever a queued page was stored or given up.
     settled: Notify,
@@ -60,6 +73,7 @@ impl Pages {
             version,
             stored,
             table: Mutex::default(),
+            head: Mutex::default(),
             stale: OnceLock::new(),
             settled: Notify::new(),
             me: me.clone(),
@@ -78,7 +92,7 @@ impl Pages {
         (self.key.size - page * self.page_size()).min(self.page_size()) as usize
     }
 
-    fn is_present(&self, page: u64) -> bool {
+    pub fn is_present(&self, page: u64) -> bool {
         self.stored.as_ref().is_some_and(|stored| stored.is_present(page))
     }
 
@@ -156,7 +170,8 @@ impl Pages {
                 continue;
             }
             let turn = Turn { pages: self, page, notice: &notice };
-            let (load, writer) = self.reserve(self.page_len(page)).await?;
+            let (load, mut writer) = self.reserve(self.page_len(page)).await?;
+            self.begin(page, &mut writer);
             Self::enter(&mut self.table.lock(), page, &load, true);
             drop(turn);
             self.start(page, vec![(load.clone(), writer)], None);
@@ -180,6 +195,20 @@ impl Pages {
         reads.pool.demand_load(len).await
     }
 
+    /// Keeps the first bytes of the file until its first page is fetched.
+    pub fn put_head(&self, head: Head) {
+        *self.head.lock() = Some(head);
+    }
+
+    /// Puts into the first page what came with the lookup; only the rest is fetched then.
+    fn begin(&self, page: u64, writer: &mut PageWriter) {
+        if page == 0
+            && let Some(head) = self.head.lock().take()
+        {
+            writer.append(&head.bytes);
+        }
+    }
+
     fn start(
         &self,
         first: u64,
@@ -198,7 +227,9 @@ impl Pages {
         }
         let reads = &self.reads;
         let most = (reads.options.max_request_bytes / self.page_size()).max(1);
-        let extent = (count / 16).clamp(1, most);
+        // Small requests are not divided: each costs a round trip and wakes several threads.
+        let whole = (WHOLE_BYTES / self.page_size()).clamp(1, most);
+        let extent = (count / 16).clamp(whole, most);
         let mut page = first;
         while page < last {
             let mut pages = Vec::new();
@@ -216,7 +247,8 @@ impl Pages {
                             break;
                         }
                     }
-                    let Some((load, writer)) = self.try_reserve(self.page_len(page)) else { break };
+                    let Some((load, mut writer)) = self.try_reserve(self.page_len(page)) else { break };
+                    self.begin(page, &mut writer);
                     Self::enter(&mut table, page, &load, false);
                     pages.push((load, writer));
                     page += 1;
@@ -267,29 +299,36 @@ impl Pages {
             return;
         }
         let (Some(store), Some(stored)) = (&self.reads.store, &self.stored) else {
-            return self.keep(page, load);
+            return self.keep(page, load, false);
         };
         let (weak, held) = (self.me.clone(), Arc::downgrade(&load));
         let done = Box::new(move |present: bool| {
             let (Some(pages), Some(load)) = (weak.upgrade(), held.upgrade()) else { return };
-            if present {
-                pages.leave(page, &load);
-            } else {
-                pages.keep(page, load);
-            }
+            // What nobody has read yet stays, so that its reader need not read the disk.
+            pages.keep(page, load, present);
             pages.settled.notify_waiters();
         });
         if let Err((load, _)) = store.submit(stored, page, load, done) {
-            self.keep(page, load);
+            self.keep(page, load, false);
         }
     }
 
-    fn keep(&self, page: u64, load: Arc<PageLoad>) {
-        let used = match self.table.lock().get(&page) {
-            Some(Entry::Load { load: known, used }) if known.as_ptr() == Arc::as_ptr(&load) => used.clone(),
-            _ => return,
+    /// Keeps a page in memory, unless it is `stored` and was used: then it leaves.
+    fn keep(&self, page: u64, load: Arc<PageLoad>, stored: bool) {
+        let used = {
+            let mut table = self.table.lock();
+            match table.get(&page) {
+                Some(Entry::Load { load: known, used }) if known.as_ptr() == Arc::as_ptr(&load) => {
+                    if stored && used.load(Relaxed) {
+                        table.remove(&page);
+                        return;
+                    }
+                    used.clone()
+                }
+                _ => return,
+            }
         };
-        self.reads.recent.keep(Kept { load, used });
+        self.reads.recent.keep(Kept { load, used, stored });
     }
 
     /// The storage no longer has this version.

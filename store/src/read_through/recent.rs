@@ -1,7 +1,9 @@
-//! Complete pages that are kept in memory because they are not on disk: the store is off, full or too slow.
+//! Complete pages that are kept in memory: those that are not on disk, because the store is off, full or too slow, and
+//! those on disk that were fetched ahead of a reader who has not come to them yet.
 //!
-//! Without them a sequential reader would fetch a page once for each of its requests. They are kept in order of arrival,
-//! bounded in bytes, and given up, used ones first, when memory is wanted.
+//! Without the former a sequential reader would fetch a page once for each of its requests; with the latter it is
+//! answered without reading the disk. They are kept in order of arrival, bounded in bytes, and given up when memory is
+//! wanted: first those that were used, then those on disk.
 
 use common::page::PageLoad;
 use parking_lot::Mutex;
@@ -17,12 +19,18 @@ use std::{
 pub(super) struct Kept {
     pub load: Arc<PageLoad>,
     pub used: Arc<AtomicBool>,
+    /// Whether the page is on disk too.
+    pub stored: bool,
 }
+
+/// Bytes of used pages that are kept where there is a store: readers may be in the middle of them.
+const USED_BYTES: usize = 8 << 20;
 
 /// See the module.
 pub(super) struct Recent {
     kept: Mutex<Inner>,
     limit: usize,
+    used_limit: usize,
     /// Readers that wait for memory: nothing is kept meanwhile.
     waiting: AtomicUsize,
     watched: AtomicBool,
@@ -37,11 +45,37 @@ struct Inner {
     bytes: usize,
 }
 
+impl Inner {
+    /// Takes out the oldest pages that `may` go, until `bytes` are free.
+    fn free(&mut self, out: &mut Vec<Kept>, bytes: usize, may: impl Fn(&Kept) -> bool) {
+        let (mut at, mut freed) = (0, 0);
+        while freed < bytes && at < self.queue.len() {
+            if !may(&self.queue[at]) {
+                at += 1;
+            } else if let Some(kept) = self.queue.remove(at) {
+                freed += kept.load.len();
+                out.push(kept);
+            }
+        }
+        self.bytes -= freed;
+    }
+
+    /// Takes out the oldest pages that `may` go, until no more than `keep` bytes of such are left.
+    fn give_up(&mut self, out: &mut Vec<Kept>, keep: usize, may: impl Fn(&Kept) -> bool) {
+        let all: usize = self.queue.iter().filter(|kept| may(kept)).map(|kept| kept.load.len()).sum();
+        if all > keep {
+            self.free(out, all - keep, may);
+        }
+    }
+}
+
 impl Recent {
-    pub fn new(limit: usize) -> Self {
+    /// Keeps pages of at most `limit` bytes. With a store few of those that were used: most of them are on disk.
+    pub fn new(limit: usize, with_store: bool) -> Self {
         Self {
             kept: Mutex::default(),
             limit,
+            used_limit: if with_store { USED_BYTES.min(limit) } else { limit },
             waiting: AtomicUsize::new(0),
             watched: AtomicBool::new(false),
             events: AtomicU64::new(0),
@@ -59,10 +93,12 @@ impl Recent {
             } else {
                 inner.bytes += kept.load.len();
                 inner.queue.push_back(kept);
-                while inner.bytes > self.limit {
-                    let Some(oldest) = inner.queue.pop_front() else { break };
-                    inner.bytes -= oldest.load.len();
-                    out.push(oldest);
+                inner.give_up(&mut out, self.used_limit, |kept| kept.used.load(Relaxed));
+                for ease in [|kept: &Kept| kept.used.load(Relaxed), |kept: &Kept| kept.stored, |_: &Kept| true] {
+                    if inner.bytes > self.limit {
+                        let excess = inner.bytes - self.limit;
+                        inner.free(&mut out, excess, ease);
+                    }
                 }
             }
         }
@@ -70,21 +106,13 @@ impl Recent {
         drop(out);
     }
 
-    /// Gives up pages of at least `bytes`: oldest first, and when `used_only` only those that somebody has taken.
-    pub fn make_room(&self, bytes: usize, used_only: bool) -> bool {
-        let (mut out, mut freed) = (Vec::new(), 0);
+    /// Gives up pages of at least `bytes`: oldest first, and when `cheap_only` only those that somebody has taken or that
+    /// are on disk.
+    pub fn make_room(&self, bytes: usize, cheap_only: bool) -> bool {
+        let mut out = Vec::new();
         {
             let mut inner = self.kept.lock();
-            let mut at = 0;
-            while freed < bytes && at < inner.queue.len() {
-                if used_only && !inner.queue[at].used.load(Relaxed) {
-                    at += 1;
-                } else if let Some(kept) = inner.queue.remove(at) {
-                    freed += kept.load.len();
-                    out.push(kept);
-                }
-            }
-            inner.bytes -= freed;
+            inner.free(&mut out, bytes, |kept| !cheap_only || kept.stored || kept.used.load(Relaxed));
         }
         !out.is_empty()
     }

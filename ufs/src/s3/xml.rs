@@ -1,5 +1,7 @@
 //! The two XML documents that reading needs: a page of a listing, and an error.
 
+mod scan;
+
 use common::Timestamp;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -55,7 +57,10 @@ pub struct Fault {
 impl Page {
     /// Reads a page; keys come out as they are in the bucket. The error says what is wrong with the document.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut page: Page = quick_xml::de::from_str(text).map_err(|error| error.to_string())?;
+        let mut page: Page = match scan::page(text) {
+            Some(page) => page,
+            None => quick_xml::de::from_str(text).map_err(|error| error.to_string())?,
+        };
         if page.encoding.as_deref().is_some_and(|encoding| encoding.eq_ignore_ascii_case("url")) {
             let keys = page.objects.iter_mut().map(|object| &mut object.key);
             for key in keys.chain(page.prefixes.iter_mut().map(|prefix| &mut prefix.prefix)) {
@@ -127,6 +132,40 @@ mod tests {
         } else {
             panic!("{page:?}");
         }
+    }
+
+    #[test]
+    fn the_quick_way_reads_what_the_thorough_way_reads() {
+        let documents = [
+            r#"<ListBucketResult/>"#,
+            r#"<ListBucketResult></ListBucketResult>"#,
+            r#"<?xml version="1.0"?><ListBucketResult xmlns="x"><Name>b</Name><IsTruncated>false</IsTruncated>
+               <Contents><Key>a&amp;b</Key><Size>12</Size><Owner><ID>1</ID><DisplayName/></Owner></Contents>
+               <Contents><ETag>&quot;e&quot;</ETag><Key>c</Key><LastModified>t</LastModified></Contents>
+               <CommonPrefixes><Prefix>d/</Prefix></CommonPrefixes></ListBucketResult>"#,
+            r#"<ListBucketResult><IsTruncated>true</IsTruncated><EncodingType>url</EncodingType><Prefix></Prefix>
+               <Contents><Key>&lt;&#38;&#x41;</Key><ChecksumAlgorithm>CRC32</ChecksumAlgorithm><Size>1</Size></Contents>
+               <NextContinuationToken>n&amp;</NextContinuationToken></ListBucketResult>"#,
+            r#"<ListBucketResult><Contents><Key><![CDATA[a<b]]></Key></Contents></ListBucketResult>"#,
+            r#"<ListBucketResult><!-- none --><Contents><Key>a</Key></Contents></ListBucketResult>"#,
+            r#"<s3:ListBucketResult xmlns:s3="x"><s3:Contents><s3:Key>a</s3:Key></s3:Contents></s3:ListBucketResult>"#,
+            r#"<ListBucketResult><Contents><Size>1</Size></Contents></ListBucketResult>"#,
+            r#"<ListBucketResult><Contents><Key>a</Key><Size>many</Size></Contents></ListBucketResult>"#,
+            r#"<ListBucketResult><Contents><Key>a</Key></Contents>"#,
+            r#"<ListBucketResult><Contents><Key>a</Contents></ListBucketResult>"#,
+            r#"<ListBucketResult><Contents><Key>&nope;</Key></Contents></ListBucketResult>"#,
+            r#"<Error><Code>x</Code></Error>"#,
+            "",
+        ];
+        let mut quick = 0;
+        for document in documents {
+            let thorough: Result<Page, _> = quick_xml::de::from_str(document);
+            if let Some(page) = scan::page(document) {
+                quick += 1;
+                assert_eq!(format!("{page:?}"), format!("{:?}", thorough.unwrap()), "{document}");
+            }
+        }
+        assert_eq!(quick, 2, "the usual form takes the quick way");
     }
 
     #[test]

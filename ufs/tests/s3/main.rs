@@ -354,16 +354,21 @@ async fn an_outage_is_survived() {
     server.put("bkt", "k", "1").unwrap();
     let storage = open("s3://bkt", &UfsOptions { retries: 0, ..options(&server) });
     storage.probe().await.unwrap();
+    // The server's threads learn of the outage and of its end one after the other, so both are waited for.
     server.pause();
-    assert!(storage.stat(&path("k")).await.is_err());
+    until("it is away", async || storage.stat(&path("k")).await.is_err()).await;
     server.resume();
-    for _ in 0..100 {
-        if storage.stat(&path("k")).await.is_ok() {
-            return;
+    until("it is back", async || storage.stat(&path("k")).await.is_ok()).await;
+}
+
+/// Waits until `holds`, for a minute at most.
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let polling = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("it did not recover");
+    };
+    tokio::time::timeout(Duration::from_secs(60), polling).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 #[tokio::test]
