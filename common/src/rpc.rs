@@ -51,7 +51,12 @@ pub fn error_of(status: &Status) -> Error {
     }
 }
 
-/// Whether an error means that the worker itself failed (another may be asked), not that the storage said no.
+/// Whether a status comes from the worker's own code, and not from a connection that broke.
+pub fn is_told(status: &Status) -> bool {
+    status.metadata().contains_key(ERROR)
+}
+
+/// Whether another worker may have more luck: this one failed, or could not reach the storage.
 pub fn is_worker_failure(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Cancelled | ErrorKind::Corrupt)
 }

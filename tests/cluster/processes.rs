@@ -1,5 +1,6 @@
 //! The processes of a cluster, each ended when its handle is dropped.
 
+#[allow(dead_code)]
 #[path = "../../client/tests/cluster/etcd_server.rs"]
 mod etcd_server;
 
@@ -132,10 +133,6 @@ impl Worker {
         WorkerIdentity::parse(text.trim()).unwrap_or_else(|| panic!("{text:?} is no identity"))
     }
 
-    /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
 
     /// What it logged.
     pub fn log(&self) -> String {
@@ -164,6 +161,8 @@ fn spawn(home: &Path, etcd: &str) -> Child {
         "alluxio.worker.rpc.port=0".into(),
         "alluxio.worker.data.port=0".into(),
         "alluxio.worker.web.port=0".into(),
+        // Ports are chosen anew at each start, so the address of an identity changes.
+        "alluxio.k8s.env.deployment=true".into(),
         "alluxio.worker.failure.detection.timeout=3s".into(),
         format!("alluxio.worker.data.server.domain.socket.address={}", home.join("domain").display()),
         "alluxio.worker.data.server.domain.socket.as.uuid=true".into(),

@@ -369,10 +369,12 @@ impl Worker for EmbeddedWorker {
             return opened.map(OpenedFile::Local);
         }
         let attr = self.attr(path, freshness).await?;
-        if attr.is_file() && attr.size > 0 && self.inner.storage.lends() {
-            if let Some(lease) = self.inner.lent.ask(&self.inner.storage, path, &attr).await {
-                return self.inner.open_lent(path, attr, lease);
-            }
+        if attr.is_file()
+            && attr.size > 0
+            && self.inner.storage.lends()
+            && let Some(lease) = self.inner.lent.ask(&self.inner.storage, path, &attr).await
+        {
+            return self.inner.open_lent(path, attr, lease);
         }
         self.inner.open(path, attr)
     }

@@ -105,19 +105,33 @@ impl Link {
         WorkerClient::new(self.channel.clone())
     }
 
-    /// Makes a call for metadata with a deadline.
+    /// Makes a call for metadata with a deadline. A worker that gives no answer of its own has failed, and is left alone
+    /// from then on; one that reports what the storage said has not.
     pub async fn call<T>(
-        &self,
+        self: &Arc<Self>,
         call: impl AsyncFnOnce(&mut WorkerClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T> {
         let mut client = self.metadata();
         match tokio::time::timeout(self.options.patience, call(&mut client)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(rpc::error_of(&status)),
-            Err(_) => Err(Error::new(
-                ErrorKind::TimedOut,
-                format!("worker {} gave no answer within {:?}", self.entry.shown(), self.options.patience),
-            )),
+            Ok(Ok(response)) => {
+                self.breaker.answered();
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => {
+                let error = rpc::error_of(&status);
+                if !rpc::is_told(&status) {
+                    self.failed(&error);
+                }
+                Err(error)
+            }
+            Err(_) => {
+                let error = Error::new(
+                    ErrorKind::TimedOut,
+                    format!("worker {} gave no answer within {:?}", self.entry.shown(), self.options.patience),
+                );
+                self.failed(&error);
+                Err(error)
+            }
         }
     }
 

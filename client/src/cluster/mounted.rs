@@ -53,13 +53,12 @@ impl Mounted {
         for link in self.owners(path, ATTEMPTS) {
             match link.call(async |client| client.get_attr(request()).await).await {
                 Ok(reply) => {
-                    link.answered();
                     return reply
                         .attr
                         .map(Attr::from)
                         .ok_or_else(|| Error::new(ErrorKind::Corrupt, "an answer without attributes"));
                 }
-                Err(error) if is_worker_failure(&error) => link.failed(&error),
+                Err(error) if is_worker_failure(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -71,11 +70,8 @@ impl Mounted {
         let request = || proto::ReadLinkRequest { storage: self.storage.to_string(), path: path.as_bytes().to_vec() };
         for link in self.owners(path, ATTEMPTS) {
             match link.call(async |client| client.read_link(request()).await).await {
-                Ok(reply) => {
-                    link.answered();
-                    return Ok(reply.target.into());
-                }
-                Err(error) if is_worker_failure(&error) => link.failed(&error),
+                Ok(reply) => return Ok(reply.target.into()),
+                Err(error) if is_worker_failure(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -92,15 +88,12 @@ impl Mounted {
                     let mut listing = Remote { stream, link: link.clone(), patience: self.options.link.patience };
                     // The first batch decides whether this worker can list at all.
                     match listing.next().await {
-                        Ok(first) => {
-                            link.answered();
-                            return Ok(Box::new(Begun { first, rest: listing }));
-                        }
-                        Err(error) if is_worker_failure(&error) => link.failed(&error),
+                        Ok(first) => return Ok(Box::new(Begun { first, rest: listing })),
+                        Err(error) if is_worker_failure(&error) => {}
                         Err(error) => return Err(error),
                     }
                 }
-                Err(error) if is_worker_failure(&error) => link.failed(&error),
+                Err(error) if is_worker_failure(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -123,6 +116,7 @@ impl Mounted {
         for link in self.readers(path) {
             let (at, left) = (offset + counting.pushed, length - counting.pushed);
             let spread = at / (8 << 20);
+            let mut failed = true;
             let outcome = match link.data(spread).await {
                 Ok(connection) => {
                     let (pushed, outcome) = connection.read(&key, &attr, at, left, &mut counting).await;
@@ -132,6 +126,8 @@ impl Mounted {
                         &metrics().read_remote_bytes
                     };
                     counter.inc_by(pushed);
+                    // A worker that tells why it cannot read has not failed itself.
+                    failed = !connection.is_usable();
                     outcome
                 }
                 Err(error) => Err(error),
@@ -141,7 +137,8 @@ impl Mounted {
                     link.answered();
                     return Ok(());
                 }
-                Err(error) if is_worker_failure(&error) => link.failed(&error),
+                Err(error) if failed => link.failed(&error),
+                Err(error) if is_worker_failure(&error) => {}
                 // Its handles are gone with a restart: the next connection opens anew.
                 Err(error) if error.kind() == ErrorKind::BadHandle => {}
                 Err(error) => return Err(error),
@@ -168,7 +165,6 @@ impl Mounted {
                     return Some(FileLease::new(Arc::new(file.into()), attr.version.clone(), connection));
                 }
                 Ok(None) => {}
-                Err(error) if is_worker_failure(&error) => link.failed(&error),
                 Err(error) => tracing::debug!(%path, %error, "not lent"),
             }
         }
