@@ -90,6 +90,11 @@ impl Cluster {
         }
         let output = self.alluxio(words);
         assert!(output.status.success(), "mount add: {output:?}");
+        // A worker that has not heard of the mount yet lets its clients read the storage, which is right but not tested here.
+        let served = format!("{} is served", store.uri("").trim_end_matches('/'));
+        for worker in &self.workers {
+            machine::wait_for("the workers to serve the mount", || worker.log().contains(&served).then_some(()));
+        }
     }
 
     /// How the namespace is mounted through FUSE.
@@ -132,7 +137,6 @@ impl Worker {
         let text = std::fs::read_to_string(self.home.join("identity")).unwrap();
         WorkerIdentity::parse(text.trim()).unwrap_or_else(|| panic!("{text:?} is no identity"))
     }
-
 
     /// What it logged.
     pub fn log(&self) -> String {

@@ -102,13 +102,13 @@ impl Mounted {
     }
 }
 
+/// Equal versions have equal bytes, so that size and time need only be looked at where the storage names no versions.
 fn same_version(one: &Attr, other: &Attr) -> bool {
-    one.size == other.size
-        && if one.version.is_none() && other.version.is_none() {
-            one.mtime == other.mtime
-        } else {
-            one.version == other.version
-        }
+    if one.version.is_none() && other.version.is_none() {
+        one.size == other.size && one.mtime == other.mtime
+    } else {
+        one.version == other.version
+    }
 }
 
 impl std::fmt::Debug for Mounted {
