@@ -101,15 +101,16 @@ fn make_directly(request: &MountRequest) -> Result<OwnedFd> {
     if request.allow_other {
         options.push_str(",allow_other");
     }
-    mount(Some(FS_NAME), &request.point, Some(FS_TYPE), flags(request), Some(options.as_str()))
-        .map_err(|error| match error {
+    mount(Some(FS_NAME), &request.point, Some(FS_TYPE), flags(request), Some(options.as_str())).map_err(|error| {
+        match error {
             Errno::EPERM => SessionError::refused(format!(
                 "{}: mounting is not permitted here: the container needs CAP_SYS_ADMIN (or run it privileged)",
                 request.point.display()
             )),
             Errno::ENODEV => SessionError::refused("this kernel has no FUSE: load the module (modprobe fuse)"),
             _ => SessionError::system(format!("mounting on {}", request.point.display()), error),
-        })?;
+        }
+    })?;
     Ok(device.into())
 }
 
