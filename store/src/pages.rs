@@ -37,7 +37,7 @@ use shared::Shared;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use threads::{Threads, WriteJob};
 
@@ -82,7 +82,7 @@ impl Default for StoreOptions {
             high_watermark: 0.95,
             low_watermark: 0.85,
             max_open_files: 1024,
-            max_queued_bytes: 64 << 20,
+            max_queued_bytes: 96 << 20,
             journal_delay: Duration::from_millis(100),
             health: HealthOptions::default(),
         }
@@ -223,11 +223,16 @@ impl PageStore {
         load: Arc<PageLoad>,
         done: Done,
     ) -> Result<(), (Arc<PageLoad>, Done)> {
-        let job = WriteJob { file: file.clone(), page, load, done };
+        let job = WriteJob { file: file.clone(), page, load, done, queued: Instant::now() };
         self.threads.submit(file.dir().index, job).map_err(|job| {
             self.shared.counters.bypassed(job.load.len() as u64);
             (job.load, job.done)
         })
+    }
+
+    /// Whether the pages of this file come faster than they are stored, for a moment. Who fetches ahead should pause.
+    pub fn is_behind(&self, file: &StoredFile) -> bool {
+        self.threads.is_behind(file.dir().index)
     }
 
     /// What it holds and has done.

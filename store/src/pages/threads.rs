@@ -29,6 +29,10 @@ use std::{
 
 /// How often a keeper looks at its disk.
 const BEAT: Duration = Duration::from_secs(1);
+/// A queue that is full by more than this part of it is behind …
+const BEHIND: usize = 4;
+/// … unless its pages have waited for so long: then the disk is slow.
+const SLOW: Duration = Duration::from_millis(250);
 /// How long a stop waits for threads; one that hangs in a dead disk is left behind.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -38,6 +42,7 @@ pub(super) struct WriteJob {
     pub page: u64,
     pub load: Arc<PageLoad>,
     pub done: Done,
+    pub queued: Instant,
 }
 
 /// What a directory's threads share.
@@ -116,6 +121,17 @@ impl Threads {
         }
         station.arrived.notify_one();
         Ok(())
+    }
+
+    /// Whether pages come faster than this directory stores them, though it works at a good pace: a moment's pause would
+    /// let it store them all. Of a slow disk this is never said; what it cannot take goes by.
+    pub fn is_behind(&self, index: usize) -> bool {
+        let Some(station) = self.stations.iter().find(|station| station.dir.index == index) else { return false };
+        if station.dir.health.is_down() {
+            return false;
+        }
+        let queue = station.queue.lock();
+        queue.bytes > station.max_bytes / BEHIND && queue.jobs.front().is_some_and(|job| job.queued.elapsed() < SLOW)
     }
 
     /// Ends the threads after what is queued, and waits for those that do not hang.

@@ -226,6 +226,12 @@ impl Pages {
             return 0;
         }
         let reads = &self.reads;
+        // The reader waits rather than that pages go by the disk: they would be fetched again, and a file that is never
+        // complete is never passed through.
+        let behind = match (&reads.store, &self.stored) {
+            (Some(store), Some(stored)) => store.is_behind(stored),
+            _ => false,
+        };
         let most = (reads.options.max_request_bytes / self.page_size()).max(1);
         // Small requests are not divided: each costs a round trip and wakes several threads.
         let whole = (WHOLE_BYTES / self.page_size()).clamp(1, most);
@@ -240,7 +246,7 @@ impl Pages {
                     page += 1;
                 }
                 let start = page;
-                while page < last && page - start < extent && !self.covered(&table, page) {
+                while !behind && page < last && page - start < extent && !self.covered(&table, page) {
                     if permit.is_none() {
                         permit = reads.prefetches.clone().try_acquire_owned().ok();
                         if permit.is_none() {
