@@ -115,8 +115,10 @@ impl Worker {
         Self { child: spawn(home, etcd), home: home.to_owned(), etcd: etcd.to_owned() }
     }
 
-    /// Starts it again with the same identity and cache.
+    /// Ends it in good order, if it runs, and starts it again with the same identity and cache.
     pub fn start_again(&mut self) {
+        self.signal(Signal::SIGTERM);
+        daemon::end(&mut self.child, Duration::from_secs(30));
         self.kill();
         self.child = spawn(&self.home, &self.etcd);
     }
