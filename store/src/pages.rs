@@ -64,6 +64,9 @@ pub struct StoreOptions {
     pub high_watermark: f64,
     /// Share of the capacity down to which it goes.
     pub low_watermark: f64,
+    /// Whether single pages may be taken from a large file. Not for a store whose files are lent to other processes: a
+    /// restart forgets what was lent, and a borrower may read a file long after; then files go as a whole.
+    pub punch: bool,
     /// Descriptors of page files kept open for the next read.
     pub max_open_files: usize,
     /// Bytes of pages that may wait for one directory's writer; what comes on top is not stored.
@@ -81,6 +84,7 @@ impl Default for StoreOptions {
             page_size: 1 << 20,
             high_watermark: 0.95,
             low_watermark: 0.85,
+            punch: true,
             max_open_files: 1024,
             max_queued_bytes: 96 << 20,
             journal_delay: Duration::from_millis(100),

@@ -71,6 +71,7 @@ pub(super) fn open_dir(
         lock,
         capacity: options.capacity,
         watermarks: (store.low_watermark, store.high_watermark),
+        punch: store.punch,
         disk,
         health: Health::new(store.health),
         journal,

@@ -177,6 +177,32 @@ fn a_large_file_loses_single_pages_and_a_file_larger_than_the_cache_does_no_harm
 }
 
 #[test]
+fn a_borrowed_file_keeps_its_bytes_through_a_restart_of_the_lender() {
+    let dir = tempfile::tempdir().unwrap();
+    let lending = || PageStore::open(StoreOptions { punch: false, ..options(dir.path(), 100) }).unwrap();
+    let lease = {
+        let store = lending();
+        let large = file(&store, "/large", 60 * 4096);
+        (0..60).for_each(|page| assert_eq!(fill(&large, "/large", page), Stored::Written));
+        let lease = large.export().unwrap();
+        store.shutdown();
+        lease
+    };
+    let store = lending();
+    let other = file(&store, "/other", 90 * 4096);
+    (0..90).for_each(|page| {
+        fill(&other, "/other", page);
+    });
+    assert!((0..60).any(|page| !file(&store, "/large", 60 * 4096).is_present(page)), "something had to go");
+    use std::os::unix::fs::FileExt;
+    for page in 0..60u64 {
+        let mut bytes = vec![0; 4096];
+        lease.file().read_exact_at(&mut bytes, page * 4096).unwrap();
+        assert!(bytes == content("/large", page, 4096), "page {page} changed under its borrower");
+    }
+}
+
+#[test]
 fn what_was_exported_keeps_its_bytes_and_its_space_until_it_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), 40);

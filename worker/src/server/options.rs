@@ -125,6 +125,8 @@ impl ServerOptions {
                 page_size: u32::try_from(conf.get(&keys::PAGE_STORE_PAGE_SIZE).bytes()).unwrap_or(1 << 20),
                 high_watermark: conf.get(&user::CLIENT_CACHE_WATERMARK_HIGH).0,
                 low_watermark: conf.get(&user::CLIENT_CACHE_WATERMARK_LOW).0,
+                // With a domain socket files are lent to clients.
+                punch: conf.get(&keys::DOMAIN_SOCKET_ADDRESS).is_none(),
                 ..StoreOptions::default()
             },
             memory: usize::try_from(conf.get(&user::MEMORY_LIMIT).bytes()).unwrap_or(usize::MAX),
