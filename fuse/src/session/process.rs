@@ -28,6 +28,11 @@ pub fn prepare() {
     unsafe {
         libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
     }
+    // SAFETY: mallopt takes two integers. Each arena keeps what its threads once needed; two are enough for the few
+    // threads that work at a time, and keep what lies outside of the memory budget small.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
     // The root of the file system always exists; were it unreadable we would only keep another directory busy.
     let _ = std::env::set_current_dir("/");
 }

@@ -68,7 +68,7 @@ keys! { Scope::Worker;
 
     /// The users (by number) whose processes may use the domain socket, beside root and the worker's own user.
     DOMAIN_SOCKET_UIDS: Vec<u64> =
-        Decl::named("alluxio.worker.data.server.domain.socket.allowed.uids").default("").range(0, u32::MAX as u64).unit("user");
+        Decl::named("alluxio.worker.data.server.domain.socket.allowed.uids").default("").range(0, u32::MAX as u64);
 
     /// Whether a known worker may come back at another address, as pods on Kubernetes do.
     K8S_DEPLOYMENT: bool = Decl::named("alluxio.k8s.env.deployment").default("false");
