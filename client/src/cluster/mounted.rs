@@ -78,8 +78,8 @@ impl Mounted {
         self.direct("read the link")?.read_link(path).await
     }
 
-    /// The entries of a directory, from its owner. A worker that fails in the middle of a listing is replaced by the
-    /// storage, which lists it anew; names that were told already are not told again.
+    /// The entries of a directory, from its owner. A worker that fails before its first batch is replaced by the next one,
+    /// or by the storage; one that fails later fails the listing, and whoever lists again asks another.
     pub async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
         let request = || proto::ListRequest { storage: self.storage.to_string(), path: path.as_bytes().to_vec() };
         for link in self.owners(path, ATTEMPTS) {
