@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod budget;
+pub mod change;
 pub mod conf;
 pub mod errno;
 pub mod error;

@@ -6,6 +6,7 @@
 
 use crate::{
     attr::{Attr, FileKind, StatFs, Version},
+    change::Changes,
     error::Result,
     page::PageLoad,
     path::{FileId, UfsPath},
@@ -65,6 +66,11 @@ pub trait Worker: Send + Sync + 'static {
 
     /// Opens a regular file; the version is the one that the storage has, or had within the sync interval.
     async fn open(&self, path: &UfsPath, freshness: Freshness) -> Result<OpenedFile>;
+
+    /// What changes files here; `None`: this mount takes no writes.
+    fn changes(&self) -> Option<&dyn Changes> {
+        None
+    }
 
     /// Space of the storage or of the cache; answered from memory.
     fn stat_fs(&self) -> StatFs;

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, Result, StatFs, UfsPath, UfsUri, Version,
+    change::Changes,
     worker::{FileLease, Listing, LocalFile},
 };
 
@@ -76,6 +77,12 @@ pub trait UnderStorage: Send + Sync + 'static {
     /// The target of a symbolic link.
     async fn read_link(&self, path: &UfsPath) -> Result<Bytes> {
         Err(Error::new(ErrorKind::InvalidArgument, format!("{path} is no symbolic link")))
+    }
+
+    /// What changes files here, for a storage with the semantics of POSIX. `None`: it has none of its own, see
+    /// [`common::change`].
+    fn changes(&self) -> Option<&dyn Changes> {
+        None
     }
 
     /// Space of the storage, if it has a notion of it.
