@@ -326,7 +326,7 @@ fn run(kind: Kind, operations: u64) {
         let mut place = Place::new(kind);
         let files = 4;
         for number in 0..files {
-            let path = place.mount().join(format!("file {number}"));
+            let path = place.join(format!("file {number}"));
             let mut fsx = Fsx::new(path, seed * 1_000 + number, kind == Kind::S3);
             for _ in 0..operations / rounds / files {
                 fsx.step();
@@ -358,4 +358,10 @@ fn of_a_directory_through_the_daemon() {
 #[test]
 fn of_a_bucket() {
     run(Kind::S3, amount(2_000, 200_000));
+}
+
+/// Shows that the model itself is right.
+#[test]
+fn of_a_directory_without_a_mount() {
+    run(Kind::Native, amount(3_000, 200_000));
 }

@@ -72,13 +72,13 @@ fn run(kind: Kind, kills: u64) {
     let mut place = Place::new(kind);
     let log = Log::default();
     for writer in 0..3 {
-        fs::create_dir(place.mount().join(format!("writer-{writer}"))).unwrap();
+        fs::create_dir(place.join(format!("writer-{writer}"))).unwrap();
     }
     let mut synced = 0;
     for kill in 0..kills {
         let before = acknowledged(&log);
         std::thread::scope(|scope| {
-            let root = place.mount().path().to_owned();
+            let root = place.path().to_owned();
             for writer in 0..3 {
                 let (root, log) = (root.clone(), &log);
                 scope.spawn(move || write_until_dead(&root, writer, kill * 100_000 + 1, log));
@@ -90,8 +90,8 @@ fn run(kind: Kind, kills: u64) {
         });
         place.mount_again();
         for (name, written) in log.lock().unwrap().iter().filter(|(_, written)| written.acknowledged > 0) {
-            let found = fs::read(place.mount().join(name))
-                .unwrap_or_else(|error| panic!("kill {kill}: {name}, {written:?}: {error}"));
+            let found =
+                fs::read(place.join(name)).unwrap_or_else(|error| panic!("kill {kill}: {name}, {written:?}: {error}"));
             // It may have been in the middle of being replaced when the daemon died: then it is newer, or a beginning.
             let whole = found == content(name, written.acknowledged);
             let newer = content(name, written.begun).starts_with(&found) && written.begun > written.acknowledged;

@@ -181,13 +181,13 @@ fn run(kind: Kind, steps: u64) {
         for number in 0..steps.min(20_000) {
             let step = some_step(&mut random, kind);
             let expected = apply(native.path(), &step);
-            let found = apply(place.mount().path(), &step);
+            let found = apply(place.path(), &step);
             history.push(format!("{step:?} -> {expected:?}"));
             let last = || history[history.len().saturating_sub(40)..].join("\n");
             assert_eq!(found, expected, "seed {seed}, step {number}: {step:?}\n{}", last());
             if number % 250 == 249 {
                 assert_eq!(
-                    snapshot(place.mount().path(), kind, false),
+                    snapshot(place.path(), kind, false),
                     snapshot(native.path(), kind, false),
                     "seed {seed}, step {number}\n{}",
                     last()
@@ -195,7 +195,7 @@ fn run(kind: Kind, steps: u64) {
             }
         }
         place.remount();
-        assert_eq!(snapshot(place.mount().path(), kind, false), snapshot(native.path(), kind, false), "remounted");
+        assert_eq!(snapshot(place.path(), kind, false), snapshot(native.path(), kind, false), "remounted");
     }
 }
 
@@ -217,13 +217,19 @@ fn times_are_kept() {
     }
     for kind in [Kind::Directory, Kind::S3] {
         let mut place = Place::new(kind);
-        let path = place.mount().join("file");
+        let path = place.join("file");
         fs::write(&path, b"some bytes").unwrap();
         let step = Step::Times { path: "file".into(), seconds: 1_234_567_890 };
-        assert_eq!(apply(place.mount().path(), &step), Ok(String::new()), "{kind:?}");
-        let tree = snapshot(place.mount().path(), kind, true);
+        assert_eq!(apply(place.path(), &step), Ok(String::new()), "{kind:?}");
+        let tree = snapshot(place.path(), kind, true);
         assert!(tree[Path::new("file")].contains("mtime 1234567890.123456789"), "{kind:?}: {tree:?}");
         place.remount();
-        assert_eq!(snapshot(place.mount().path(), kind, true), tree, "{kind:?}");
+        assert_eq!(snapshot(place.path(), kind, true), tree, "{kind:?}");
     }
+}
+
+/// Shows that what is compared does not depend on which directory it is.
+#[test]
+fn of_a_directory_without_a_mount() {
+    run(Kind::Native, amount(3_000, 100_000));
 }

@@ -1,10 +1,14 @@
 //! Where a test writes: a fresh mount over a fresh under storage of one of several kinds.
 
+use std::path::{Path, PathBuf};
+
 use tests::{Mount, Mounting, Store, machine::MountPoint};
 
 /// The kinds of mount that every test is run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// A directory without a mount: what a test expects there it expects rightly.
+    Native,
     /// A directory of this host, passed through where that is possible.
     Directory,
     /// The same, read and written through the daemon.
@@ -38,6 +42,9 @@ impl Place {
     /// Mounts what was there before, with the same cache and stage.
     pub fn mount_again(&mut self) {
         self.mount = None;
+        if self.kind == Kind::Native {
+            return;
+        }
         let mounting = match &self.store {
             Some(store) => store.mount("tree"),
             None => Mounting::of_dir(self.source.path()),
@@ -52,9 +59,17 @@ impl Place {
         self.mount = Some(mounting.start());
     }
 
-    /// The mount.
-    pub fn mount(&self) -> &Mount {
-        self.mount.as_ref().expect("it is mounted")
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        match self.kind {
+            Kind::Native => self.source.path(),
+            _ => self.mount.as_ref().expect("it is mounted").path(),
+        }
+    }
+
+    /// A path below it.
+    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.path().join(path)
     }
 
     /// Kills the daemon; the dead mount stays until [`mount_again`](Self::mount_again).

@@ -10,7 +10,7 @@ use tests::{daemon, heavy, mounts_work};
 
 use crate::place::{Kind, Place};
 
-const KINDS: [Kind; 2] = [Kind::Directory, Kind::S3];
+const KINDS: [Kind; 3] = [Kind::Native, Kind::Directory, Kind::S3];
 
 /// Runs a shell script in a directory; it must succeed. Returns what it printed.
 #[track_caller]
@@ -44,7 +44,7 @@ fn on_each(test: impl Fn(&mut Place, &Path)) {
     for kind in KINDS {
         eprintln!("on {kind:?}");
         let mut place = Place::new(kind);
-        let root = place.mount().path().to_owned();
+        let root = place.path().to_owned();
         test(&mut place, &root);
     }
 }
