@@ -200,11 +200,6 @@ fn run(kind: Kind, steps: u64) {
 }
 
 #[test]
-fn of_a_directory() {
-    run(Kind::Directory, amount(3_000, 100_000));
-}
-
-#[test]
 fn of_a_bucket() {
     run(Kind::S3, amount(1_500, 100_000));
 }

@@ -346,16 +346,6 @@ fn run(kind: Kind, operations: u64) {
 }
 
 #[test]
-fn of_a_directory() {
-    run(Kind::Directory, amount(3_000, 200_000));
-}
-
-#[test]
-fn of_a_directory_through_the_daemon() {
-    run(Kind::Daemon, amount(3_000, 200_000));
-}
-
-#[test]
 fn of_a_bucket() {
     run(Kind::S3, amount(2_000, 200_000));
 }

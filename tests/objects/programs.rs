@@ -10,7 +10,7 @@ use tests::{daemon, heavy, mounts_work};
 
 use crate::place::{Kind, Place};
 
-const KINDS: [Kind; 3] = [Kind::Native, Kind::Directory, Kind::S3];
+const KINDS: [Kind; 2] = [Kind::Native, Kind::S3];
 
 /// Runs a shell script in a directory; it must succeed. Returns what it printed.
 #[track_caller]

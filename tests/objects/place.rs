@@ -11,8 +11,6 @@ pub enum Kind {
     Native,
     /// A directory of this host, passed through where that is possible.
     Directory,
-    /// The same, read and written through the daemon.
-    Daemon,
     /// A bucket.
     S3,
 }
@@ -50,9 +48,6 @@ impl Place {
             None => Mounting::of_dir(self.source.path()),
         };
         let mut mounting = mounting.cache(self.cache.path()).at(&self.point.path());
-        if self.kind == Kind::Daemon {
-            mounting = mounting.option("passthrough=off");
-        }
         if self.kind == Kind::S3 {
             mounting = mounting.option(format!("alluxio.user.stage.dir={}", self.stage.path().display()));
         }
