@@ -35,7 +35,7 @@ const CALM: u32 = 10;
 const SLOW: Duration = Duration::from_millis(1);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_nanos(700);
-/// A look that took so long was interrupted by somebody who needs the processor more.
+/// Giving way for so long shows that somebody else needs the processor.
 const CROWDED: Duration = Duration::from_micros(500);
 /// What waking both sides may add to the time between two requests, which looking would save.
 const WAKING: Duration = Duration::from_micros(200);
@@ -62,6 +62,7 @@ pub(super) enum Work {
 pub(super) struct Turns {
     device: OwnedFd,
     look: Duration,
+    crowded: Duration,
     start: Instant,
     score: AtomicI32,
     /// When the last operation ended, in nanoseconds since the start.
@@ -106,6 +107,7 @@ impl Turns {
         Self {
             device,
             look: if alone { Duration::ZERO } else { look },
+            crowded: CROWDED,
             start: Instant::now(),
             score: AtomicI32::new(0),
             ended: AtomicU64::new(0),
@@ -206,23 +208,24 @@ impl Turns {
         let begin = Instant::now();
         let mut last = begin;
         loop {
-            // Costs little when nobody else wants this processor, and lets whoever does go first.
+            // Lets whoever else wants this processor go first; that is time to sleep, unless there is work meanwhile.
             std::thread::yield_now();
+            let now = Instant::now();
+            let crowded = now - last >= self.crowded;
+            if crowded {
+                self.rate(-2 * SCORE_LATE);
+            }
             // The other processor may be the other half of the same core: what is not done here is done there.
-            while last.elapsed() < PAUSE {
+            while !crowded && now.elapsed() < PAUSE {
                 std::hint::spin_loop();
             }
-            if self.is_pending() {
+            if crowded || self.is_pending() {
                 return;
             }
-            let now = Instant::now();
-            if now - last >= CROWDED {
-                return self.rate(-2 * SCORE_LATE);
-            }
-            if now - begin >= self.look {
+            last = Instant::now();
+            if last - begin >= self.look {
                 return self.rate(-SCORE_LATE);
             }
-            last = now;
         }
     }
 
@@ -329,8 +332,9 @@ mod tests {
         let stuck = Arc::new(Mutex::new(stuck));
         let done = Arc::new(AtomicUsize::new(0));
         let mut turns = Turns::new(device.try_clone().unwrap(), Duration::from_millis(1));
-        // Also on a machine with one processor.
+        // Also on a machine with one processor, or none to spare.
         turns.look = Duration::from_millis(1);
+        turns.crowded = Duration::MAX;
         let turns = Arc::new(turns);
         let threads = (0..THREADS)
             .map(|_| {
