@@ -26,12 +26,15 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
 {{- end -}}
 
+{{/* Labels of the pods of a part; those of the selector cannot be overridden. */}}
+{{- define "alluxio.podLabels" -}}
+{{- mergeOverwrite (deepCopy (index . 0).Values.podLabels) (fromYaml (include "alluxio.selector" .)) | toYaml -}}
+{{- end -}}
+
 {{/* Labels and annotations of the pods of a part. */}}
 {{- define "alluxio.podMeta" -}}
 {{- $ := index . 0 -}}
-labels:
-  {{- include "alluxio.selector" . | nindent 2 }}
-  {{- with $.Values.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+labels: {{- include "alluxio.podLabels" . | nindent 2 }}
 annotations:
   {{- /* A changed configuration restarts the pods that read it. */}}
   checksum/config: {{ include "alluxio.siteProperties" $ | sha256sum }}
