@@ -18,4 +18,4 @@ mod tls;
 pub use environment::Environment;
 pub use open::open;
 pub use options::{S3Options, Secret, UfsOptions};
-pub use storage::{Head, ReadSink, UnderStorage};
+pub use storage::{ChangeListener, Changed, Head, ReadSink, UnderStorage};

@@ -104,16 +104,24 @@ async fn a_start_that_cannot_be_is_one_line() {
     assert!(message.contains("127.0.0.1:1") && message.contains("--wait"), "{message}");
     assert!(!dir.path().join("socket").exists());
 
-    let taken = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let message =
         Server::start(ServerOptions { data_port: port, ..options(dir.path(), &[]) }).await.unwrap_err().to_string();
     assert!(message.contains(&format!("alluxio.worker.data.port={port}")), "{message}");
 
+    let other = tempfile::tempdir().unwrap();
     let first = Server::start(options(dir.path(), &[])).await.unwrap();
-    let message = Server::start(options(dir.path(), &[])).await.unwrap_err().to_string();
+    let same_socket = ServerOptions { domain: Some(dir.path().join("socket")), ..options(other.path(), &[]) };
+    let message = Server::start(same_socket).await.unwrap_err().to_string();
     assert!(message.contains("domain.socket.address") && message.contains("another process answers"), "{message}");
+    let message = Server::start(options(dir.path(), &[])).await.unwrap_err().to_string();
+    assert!(message.contains(&first.entry().identity.to_string()) && message.contains("runs already"), "{message}");
     first.stop().await;
+
+    let elsewhere = ServerOptions { bind: "192.0.2.1".into(), ..options(other.path(), &[]) };
+    let message = Server::start(elsewhere).await.unwrap_err().to_string();
+    assert!(message.contains("alluxio.worker.bind.host=192.0.2.1"), "{message}");
 
     let file = dir.path().join("no directory");
     std::fs::write(&file, b"").unwrap();

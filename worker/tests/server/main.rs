@@ -31,6 +31,8 @@ fn options(dir: &Path, mounts: &[(&str, &str)]) -> ServerOptions {
         .unwrap();
     ServerOptions {
         hostname: Some("127.0.0.1".into()),
+        bind: "127.0.0.1".into(),
+        tls: None,
         rpc_port: 0,
         data_port: 0,
         web_port: 0,
