@@ -1,11 +1,12 @@
 //! `alluxio fs`: files and directories, directly on their under storage: no cluster, mount or cache takes part, but for
-//! `location`, which says who in the cluster owns a path.
+//! `location`, which says who in the cluster owns a path, and `refresh`, which has the cluster look at it again.
 
 mod content;
 mod format;
 mod list;
 mod location;
 mod place;
+mod refresh;
 mod status;
 
 use common::conf::{Conf, ConfValue, Size};
@@ -29,7 +30,8 @@ Examples:
   alluxio fs stat -f '%z %N' /data/file
   alluxio fs test -e s3://bucket/file && echo there
   alluxio fs checksum --algorithm sha256 /data/file
-  alluxio fs location --replicas 3 /s3/dir/file";
+  alluxio fs location --replicas 3 /s3/dir/file
+  alluxio fs refresh -R /s3/dir";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -49,6 +51,8 @@ enum Command {
     Checksum(content::ChecksumArgs),
     /// Print the workers that own a path, in the order in which they are asked
     Location(location::Args),
+    /// Have the cluster look again at what something else changed
+    Refresh(refresh::Args),
 }
 
 /// `fs test` could not find out: its exit code tells that apart from "no".
@@ -75,6 +79,7 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
             Command::Test(args) => status::test(args, conf).await,
             Command::Checksum(args) => content::checksum(args, conf, out).await,
             Command::Location(args) => location::location(args, conf, out).await,
+            Command::Refresh(args) => refresh::refresh(args, conf, out).await,
         }
     });
     // A request that is still under way must not delay the end.

@@ -20,7 +20,7 @@ pub use breaker::Breaker;
 pub use changes::{Heard, Hub};
 pub use data::{DataConnection, Dial, FileKey};
 pub use link::{Link, LinkOptions};
-pub use view::{View, Workers};
+pub use view::{View, Workers, ring_of};
 
 use crate::{
     etcd::{Etcd, EtcdOptions},

@@ -145,7 +145,9 @@ fn flatten<T>(
             Err(match unreachable(&error) {
                 Some(cause) => Error::new(
                     ErrorKind::Unavailable,
-                    format!("etcd at {shown} cannot be reached: {cause}; check alluxio.etcd.endpoints and that etcd runs"),
+                    format!(
+                        "etcd at {shown} cannot be reached: {cause}; check alluxio.etcd.endpoints and that etcd runs"
+                    ),
                 ),
                 None => Error::new(kind, format!("etcd at {shown}: cannot {what}: {}", said(&error))),
             })

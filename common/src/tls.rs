@@ -258,7 +258,11 @@ fn mismatch(certificate: &Path, key: &Path, error: &rustls::Error) -> Error {
             keys::TLS_KEY.name(),
             keys::TLS_CERT.name()
         ),
-        other => format!("{}={certificate} and {}={key} cannot be used: {other}", keys::TLS_CERT.name(), keys::TLS_KEY.name()),
+        other => format!(
+            "{}={certificate} and {}={key} cannot be used: {other}",
+            keys::TLS_CERT.name(),
+            keys::TLS_KEY.name()
+        ),
     })
 }
 

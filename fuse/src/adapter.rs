@@ -15,6 +15,7 @@
 
 mod convert;
 mod init;
+pub mod notify;
 mod run;
 mod sink;
 

@@ -7,6 +7,7 @@
 //! - a listing names each entry once, and hides none: names that no file can have are shown by the rule of
 //!   `object/names.rs`.
 
+use crate::object::writes::ObjectWrites;
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
@@ -101,6 +102,12 @@ pub trait UnderStorage: Send + Sync + 'static {
     /// Has `tell` called when somebody else has changed files here, for a storage that hears of that.
     fn on_change(self: Arc<Self>, tell: ChangeListener) {
         drop(tell);
+    }
+
+    /// How objects are changed here, for an object store that takes changes. `None`: it is read-only, or has
+    /// [`changes`](Self::changes) of its own.
+    fn objects(&self) -> Option<&dyn ObjectWrites> {
+        None
     }
 
     /// Space of the storage, if it has a notion of it.

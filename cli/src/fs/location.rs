@@ -1,7 +1,7 @@
 //! `fs location`: which workers own a path. Nobody is asked: the ring follows from who is registered.
 
 use crate::cluster::Cluster;
-use client::ring::Ring;
+use client::cluster::ring_of;
 use common::conf::{Conf, keys::cluster as keys};
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,10 +16,6 @@ pub struct Args {
 }
 
 pub async fn location(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(
-        conf.get(&keys::RING_PROVIDER) == keys::RingProvider::Default,
-        "the ring follows capacities (alluxio.user.worker.selection.policy.consistent.hash.provider.impl), which only the workers know"
-    );
     let cluster = Cluster::connect(conf).await?;
     let key = match args.path.contains("://") {
         true => common::UfsUri::parse(&args.path)?.to_string(),
@@ -30,7 +26,8 @@ pub async fn location(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::
     anyhow::ensure!(!workers.is_empty(), "no worker is live; `alluxio info nodes` shows who is registered");
     let nodes = u32::try_from(conf.get(&keys::RING_VIRTUAL_NODES)).unwrap_or(u32::MAX);
     let replicas = args.replicas.unwrap_or_else(|| conf.get(&keys::REPLICATION_MIN));
-    let owners = Ring::uniform(&workers, nodes).lookup(key.as_bytes(), usize::try_from(replicas).unwrap_or(usize::MAX));
+    let ring = ring_of(&view, &workers, conf.get(&keys::RING_PROVIDER), nodes);
+    let owners = ring.lookup(key.as_bytes(), usize::try_from(replicas).unwrap_or(usize::MAX));
     for identity in owners {
         if let Some(state) = view.workers.get(&identity) {
             writeln!(out, "{identity}\t{}", state.entry.shown())?;

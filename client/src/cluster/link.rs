@@ -151,7 +151,6 @@ impl Link {
         self.domain_path().is_some() && self.here.load(Ordering::Relaxed) != here::NO
     }
 
-
     /// Bytes asked of it and not yet arrived.
     pub fn outstanding(&self) -> u64 {
         self.current.lock().iter().map(|connection| connection.outstanding()).sum()

@@ -130,7 +130,8 @@ async fn receive(
             }
             Err(_) => {
                 let worker = link.entry().shown();
-                let error = Error::new(ErrorKind::TimedOut, format!("worker {worker} stopped in the middle of a listing"));
+                let error =
+                    Error::new(ErrorKind::TimedOut, format!("worker {worker} stopped in the middle of a listing"));
                 link.failed(&error);
                 return Err(error);
             }

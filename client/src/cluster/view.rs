@@ -133,11 +133,20 @@ fn build(view: &MembershipView, options: &ClusterOptions, hub: &Arc<Hub>, before
             Err(error) => tracing::warn!(worker = %identity, %error, "left out"),
         }
     }
-    let ring = match options.provider {
-        RingProvider::Default => Ring::uniform(&identities, options.virtual_nodes),
-        RingProvider::Capacity => Ring::by_capacity(&capacities(view, &identities), options.virtual_nodes),
-    };
-    Workers { ring, links }
+    Workers { ring: ring_of(view, &identities, options.provider, options.virtual_nodes), links }
+}
+
+/// The ring of these workers of a view.
+pub fn ring_of(
+    view: &MembershipView,
+    identities: &[WorkerIdentity],
+    provider: RingProvider,
+    virtual_nodes: u32,
+) -> Ring {
+    match provider {
+        RingProvider::Default => Ring::uniform(identities, virtual_nodes),
+        RingProvider::Capacity => Ring::by_capacity(&capacities(view, identities), virtual_nodes),
+    }
 }
 
 /// The capacities of these workers; one that published none (an older version) counts as the average of the others.

@@ -112,7 +112,9 @@ impl Socket {
                 }
             }
             sent += self
-                .when_writable(fd, "send", |fd| Ok(sendmsg::<()>(fd, &slices[..count], &[], MsgFlags::MSG_NOSIGNAL, None)?))
+                .when_writable(fd, "send", |fd| {
+                    Ok(sendmsg::<()>(fd, &slices[..count], &[], MsgFlags::MSG_NOSIGNAL, None)?)
+                })
                 .await?;
         }
         Ok(())

@@ -80,7 +80,10 @@ impl DataServer {
                                 Some(tls) => Socket::tls(tls.accept(stream).await?, patience),
                                 None => {
                                     let stream = stream.into_std();
-                                    Socket::tcp(stream.map_err(|error| Error::io("prepare a connection", error))?, patience)
+                                    Socket::tcp(
+                                        stream.map_err(|error| Error::io("prepare a connection", error))?,
+                                        patience,
+                                    )
                                 }
                             }
                         };

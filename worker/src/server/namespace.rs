@@ -65,6 +65,12 @@ impl Mounted {
                         format!("{}{path}: the storage has another version by now", self.uri),
                     ));
                 }
+                if let Ok(known) = known
+                    && !same_version(&known, &fresh)
+                {
+                    // Others may have been told what this worker knew.
+                    self.published(std::slice::from_ref(path), false);
+                }
                 fresh
             }
         };

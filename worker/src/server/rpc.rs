@@ -13,8 +13,9 @@ use common::{
         kind_bits, status_of,
         worker::{
             Change, CheckCachedReply, CheckCachedRequest, Entry, FreeCacheReply, FreeCacheRequest, GetAttrReply,
-            GetAttrRequest, ListReply, ListRequest, ReadLinkReply, ReadLinkRequest, RefreshReply, RefreshRequest, SetLogLevelReply,
-            SetLogLevelRequest, StatusReply, StatusRequest, SubscribeRequest, worker_server::Worker as Service,
+            GetAttrRequest, ListReply, ListRequest, ReadLinkReply, ReadLinkRequest, RefreshReply, RefreshRequest,
+            SetLogLevelReply, SetLogLevelRequest, StatusReply, StatusRequest, SubscribeRequest,
+            worker_server::Worker as Service,
         },
     },
     worker::{DirEntry, Freshness, Listing, Worker},
@@ -127,7 +128,11 @@ impl Service for Rpc {
         bounded(async {
             let mounted = self.namespace.find(&storage).await?;
             let paths: Vec<UfsPath> = paths.iter().map(UfsPath::parse).collect::<Result<_>>()?;
-            if relayed { mounted.heard(&paths, below) } else { mounted.published(&paths, below) }
+            if relayed {
+                mounted.heard(&paths, below)
+            } else {
+                mounted.published(&paths, below)
+            }
             Ok(RefreshReply {})
         })
         .await

@@ -1,6 +1,7 @@
 //! A worker's server in this process, on ports of its own choice, against clients that speak the wire protocol, and
 //! against a real etcd.
 
+mod changes;
 mod cluster;
 #[allow(dead_code)] // Other suites use the rest of it.
 #[path = "../../../client/tests/cluster/etcd_server.rs"]
@@ -8,6 +9,7 @@ mod etcd_server;
 mod peer;
 mod protocol;
 mod serving;
+mod tls;
 
 use client::mount_table::{MountEntry, MountTable};
 use common::conf::{Conf, Environment, Source};

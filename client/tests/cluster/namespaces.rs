@@ -1,0 +1,153 @@
+//! The namespace of a cluster as a client sees it, with workers of the tests' own behind a real etcd.
+
+use crate::{etcd_server::EtcdServer, fake::FakeWorker, options, quick};
+use client::{
+    cluster::Namespace,
+    etcd::Etcd,
+    membership::{Membership, Registration},
+    mount_table::{MountEntry, MountTableStore},
+};
+use common::{
+    UfsPath,
+    conf::{Conf, Environment, Source},
+    rpc::worker::Change,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+use ufs::UnderStorage;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Setup {
+    // Dropped last, so that what follows it does not complain.
+    workers: Vec<FakeWorker>,
+    _registrations: Vec<Registration>,
+    namespace: Arc<Namespace>,
+    mounts: MountTableStore,
+    _etcd: EtcdServer,
+}
+
+fn path(text: &str) -> UfsPath {
+    UfsPath::parse(text).unwrap()
+}
+
+fn entry(ufs: &str) -> MountEntry {
+    MountEntry { ufs: ufs.into(), properties: BTreeMap::new() }
+}
+
+/// Two workers, and `ufs` at `/m`.
+async fn setup(ufs: &str) -> Option<Setup> {
+    let server = EtcdServer::start()?;
+    let etcd = Etcd::connect(&options(&server)).await.unwrap();
+    let membership = Membership::new(etcd.clone(), "c").unwrap();
+    let (mut workers, mut registrations) = (Vec::new(), Vec::new());
+    for number in 1..=2 {
+        let worker = FakeWorker::start(number, None).await;
+        registrations.push(membership.register(worker.entry.clone(), quick()).await.unwrap());
+        workers.push(worker);
+    }
+    let mounts = MountTableStore::new(etcd, "c");
+    mounts.change(|table| table.add("/m", entry(ufs))).await.unwrap();
+    let conf = Conf::builder()
+        .environment(Environment::of([], 0))
+        .set("alluxio.etcd.endpoints", &server.endpoint(), Source::CommandLine("-D".into()))
+        .load()
+        .unwrap();
+    let namespace = Namespace::connect(&conf, "c", &UfsPath::root()).await.unwrap();
+    Some(Setup { workers, _registrations: registrations, namespace, mounts, _etcd: server })
+}
+
+async fn listed(namespace: &Namespace, at: &str) -> common::Result<Vec<String>> {
+    let mut listing = namespace.list(&path(at)).await?;
+    let mut names = Vec::new();
+    while let Some(batch) = listing.next().await? {
+        assert!(!batch.is_empty());
+        names.extend(batch.into_iter().map(|entry| String::from_utf8(entry.name.into()).unwrap()));
+    }
+    Ok(names)
+}
+
+fn batches(names: &[String], size: usize) -> Vec<Vec<String>> {
+    names.chunks(size).map(<[String]>::to_vec).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_whose_worker_dies_goes_on_elsewhere() {
+    let source = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..50).map(|number| format!("n{number:02}")).collect();
+    for name in &names {
+        std::fs::write(source.path().join(name), b"").unwrap();
+    }
+    let Some(setup) = setup(&format!("file://{}", source.path().display())).await else { return };
+    // Whichever is asked first dies half-way; the other one lists in another order.
+    let mut backwards = names.clone();
+    backwards.reverse();
+    for (worker, names) in setup.workers.iter().zip([&names, &backwards]) {
+        *worker.state.names.lock().unwrap() = batches(&names[..30], 7);
+        worker.state.listing_fails.store(true, Ordering::SeqCst);
+    }
+    // Both fail: what is left comes from the storage.
+    let mut found = listed(&setup.namespace, "m").await.unwrap();
+    assert_eq!(setup.workers.iter().map(|worker| worker.state.listings.load(Ordering::SeqCst)).sum::<usize>(), 2);
+    found.sort();
+    assert_eq!(found, names, "each name once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_goes_on_at_the_next_worker() {
+    let source = tempfile::tempdir().unwrap();
+    let Some(setup) = setup(&format!("file://{}", source.path().display())).await else { return };
+    let names: Vec<String> = (0..50).map(|number| format!("n{number:02}")).collect();
+    // Whom the ring names for the directory is asked for it first.
+    setup.namespace.stat(&path("m")).await.unwrap();
+    for worker in &setup.workers {
+        let first = worker.state.lookups.load(Ordering::SeqCst) > 0;
+        *worker.state.names.lock().unwrap() = batches(if first { &names[..20] } else { &names[..] }, 7);
+        worker.state.listing_fails.store(first, Ordering::SeqCst);
+    }
+    // The storage has none of them: they can only come from the workers.
+    assert_eq!(listed(&setup.namespace, "m").await.unwrap(), names);
+    assert!(setup.workers.iter().all(|worker| worker.state.listings.load(Ordering::SeqCst) == 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_that_was_removed_is_dropped() {
+    let Some(setup) = setup("s3://bucket/prefix").await else { return };
+    setup.namespace.stat(&path("m/x")).await.unwrap();
+    assert_eq!(setup.namespace.open_mounts(), 1);
+    setup.mounts.change(|table| table.remove("/m").map(drop)).await.unwrap();
+    let dropped = tokio::time::timeout(LIMIT, async {
+        while setup.namespace.open_mounts() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(dropped.await.is_ok(), "it stays");
+    assert!(setup.namespace.stat(&path("m/x")).await.is_err());
+    assert_eq!(setup.namespace.open_mounts(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_are_heard_of_from_the_workers_that_were_asked() {
+    let Some(setup) = setup("s3://bucket/prefix").await else { return };
+    let heard: Arc<Mutex<Vec<ufs::Changed>>> = Arc::default();
+    let tell = heard.clone();
+    setup.namespace.clone().on_change(Box::new(move |changed| tell.lock().unwrap().push(changed.clone())));
+    let change = |storage: &str, below| Change { storage: storage.into(), paths: vec![b"d/f".to_vec()], below };
+    let asked = || setup.workers.iter().find(|worker| worker.state.lookups.load(Ordering::SeqCst) > 0);
+    setup.namespace.stat(&path("m/d/f")).await.unwrap();
+    let worker = asked().expect("somebody was asked");
+    // The subscription held before the question was answered: nothing is missed from here on.
+    assert_eq!(worker.state.changes.send(change("s3://other", false)).unwrap(), 1);
+    worker.state.changes.send(change("s3://bucket/prefix", true)).unwrap();
+    let expected = ufs::Changed { paths: vec![path("m/d/f")], below: true };
+    let wait = tokio::time::timeout(LIMIT, async {
+        while heard.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(wait.await.is_ok(), "nothing is heard");
+    assert_eq!(*heard.lock().unwrap(), [expected]);
+}
