@@ -4,9 +4,7 @@ use crate::{processes::Cluster, reading};
 use std::{fs, path::Path};
 use tests::s3::Store;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// An authority and one certificate for everybody, in `dir`; the options that use them.
 fn certificates(dir: &Path) -> Vec<String> {
@@ -38,8 +36,11 @@ fn everything_is_read_by_tls_and_only_with_a_certificate() {
     let (_dir, tree, store) = reading::source(60);
     cluster.mount_add("/data", &store);
     let before = store.body_bytes();
-    let strict =
-        ["alluxio.user.short.circuit.enabled=false", "alluxio.dora.client.ufs.fallback.enabled=false", "local_data_cache_size=0"];
+    let strict = [
+        "alluxio.user.short.circuit.enabled=false",
+        "alluxio.dora.client.ufs.fallback.enabled=false",
+        "local_data_cache_size=0",
+    ];
     let mount = cluster.mounting().options(strict).options(options.clone()).start();
     reading::check(&tree, &mount);
     assert!(store.body_bytes() > before);

@@ -93,11 +93,20 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link to the worker; nothing is connected yet. `hub`: who is told of changes that the worker reports.
+    /// A link to the worker; nothing is connected yet.
     ///
     /// # Errors
     /// The worker's address makes no sense.
-    pub fn new(entry: WorkerEntry, options: LinkOptions, hub: Option<Arc<Hub>>) -> Result<Arc<Self>> {
+    pub fn new(entry: WorkerEntry, options: LinkOptions) -> Result<Arc<Self>> {
+        Self::make(entry, options, None)
+    }
+
+    /// The same, with somebody who is told of changes that the worker reports.
+    pub(super) fn telling(entry: WorkerEntry, options: LinkOptions, hub: Arc<Hub>) -> Result<Arc<Self>> {
+        Self::make(entry, options, Some(hub))
+    }
+
+    fn make(entry: WorkerEntry, options: LinkOptions, hub: Option<Arc<Hub>>) -> Result<Arc<Self>> {
         let address = &entry.address;
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         // An address of version 6 stands in brackets.

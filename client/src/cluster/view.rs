@@ -124,7 +124,7 @@ fn build(view: &MembershipView, options: &ClusterOptions, hub: &Arc<Hub>, before
         let kept = before.and_then(|before| before.links.get(identity)).filter(|link| *link.entry() == state.entry);
         let link = match kept {
             Some(link) => Ok(link.clone()),
-            None => Link::new(state.entry.clone(), options.link.clone(), Some(hub.clone())),
+            None => Link::telling(state.entry.clone(), options.link.clone(), hub.clone()),
         };
         match link {
             Ok(link) => {

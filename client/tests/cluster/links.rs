@@ -95,7 +95,7 @@ async fn a_worker_whose_domain_socket_comes_later_is_found_on_this_host() {
     let dir = tempfile::tempdir().unwrap();
     let mut worker = FakeWorker::start(1, Some(&dir.path().join("socket"))).await;
     let options = LinkOptions { name: "a test".into(), short_circuit: true, patience: LIMIT, tls: None };
-    let link = Link::new(worker.entry.clone(), options, None).unwrap();
+    let link = Link::new(worker.entry.clone(), options).unwrap();
     let first = within("a connection", link.data(0)).await.unwrap();
     assert!(!first.is_domain() && !link.is_here() && !link.may_be_here());
     worker.listen_domain();
@@ -125,7 +125,7 @@ async fn another_worker_at_the_same_address_is_not_taken_for_this_one() {
     // As on hosts that all have their domain socket at the same path.
     let worker = FakeWorker::start(1, Some(&socket)).await;
     let options = LinkOptions { name: "a test".into(), short_circuit: true, patience: LIMIT, tls: None };
-    let link = Link::new(worker.entry.clone(), options, None).unwrap();
+    let link = Link::new(worker.entry.clone(), options).unwrap();
     let connection = within("a connection", link.data(0)).await.unwrap();
     assert!(!connection.is_domain() && !link.is_here());
     assert_eq!(read(connection, 3).await.unwrap()[0], byte_at(3));

@@ -72,7 +72,7 @@ async fn use_it(server: &Server, tls: Option<ClientTls>, version: &Version, size
     let dial = Dial { worker: server.entry().identity.identifier, name: "a test", patience: LIMIT, tls: tls.as_ref() };
     let data = within("connect", DataConnection::tcp("127.0.0.1", address.data_port, dial)).await;
     let link_options = LinkOptions { name: "a test".into(), short_circuit: false, patience: LIMIT, tls: tls.clone() };
-    let link = Link::new(server.entry().clone(), link_options, None)?;
+    let link = Link::new(server.entry().clone(), link_options)?;
     let request = GetAttrRequest { storage: MEMORY.into(), path: "f".into(), fresh: false };
     let asked = within("attributes", link.call(async move |client| client.get_attr(request).await)).await;
     // Both let in, or neither.
@@ -128,7 +128,7 @@ async fn only_who_shows_a_certificate_of_the_authority_is_let_in() {
 
     // A client without TLS is told why, by what the worker registered.
     let link_options = LinkOptions { name: "a test".into(), short_circuit: false, patience: LIMIT, tls: None };
-    let link = Link::new(server.entry().clone(), link_options, None).unwrap();
+    let link = Link::new(server.entry().clone(), link_options).unwrap();
     let message = within("data", link.data(0)).await.err().expect("refused").to_string();
     assert!(message.contains("alluxio.network.tls.enabled"), "{message}");
     server.stop().await;
