@@ -1,14 +1,19 @@
 //! The namespace of a cluster as a client sees it, with workers of the tests' own behind a real etcd.
 
-use crate::{etcd_server::EtcdServer, fake::FakeWorker, options, quick};
+use crate::{
+    etcd_server::EtcdServer,
+    fake::{FakeWorker, byte_at},
+    options, quick,
+};
 use client::{
     cluster::Namespace,
     etcd::Etcd,
     membership::{Membership, Registration},
     mount_table::{MountEntry, MountTableStore},
+    ring::Ring,
 };
 use common::{
-    UfsPath,
+    UfsPath, Version,
     conf::{Conf, Environment, Source},
     rpc::worker::Change,
 };
@@ -40,6 +45,11 @@ fn entry(ufs: &str) -> MountEntry {
 
 /// Two workers, and `ufs` at `/m`.
 async fn setup(ufs: &str) -> Option<Setup> {
+    setup_with(ufs, &[]).await
+}
+
+/// The same with these settings of the client.
+async fn setup_with(ufs: &str, settings: &[(&str, &str)]) -> Option<Setup> {
     let server = EtcdServer::start()?;
     let etcd = Etcd::connect(&options(&server)).await.unwrap();
     let membership = Membership::new(etcd.clone(), "c").unwrap();
@@ -51,11 +61,12 @@ async fn setup(ufs: &str) -> Option<Setup> {
     }
     let mounts = MountTableStore::new(etcd, "c");
     mounts.change(|table| table.add("/m", entry(ufs))).await.unwrap();
-    let conf = Conf::builder()
-        .environment(Environment::of([], 0))
-        .set("alluxio.etcd.endpoints", &server.endpoint(), Source::CommandLine("-D".into()))
-        .load()
-        .unwrap();
+    let endpoint = server.endpoint();
+    let mut builder = Conf::builder().environment(Environment::of([], 0));
+    for (key, value) in settings.iter().copied().chain([("alluxio.etcd.endpoints", endpoint.as_str())]) {
+        builder = builder.set(key, value, Source::CommandLine("-D".into()));
+    }
+    let conf = builder.load().unwrap();
     let namespace = Namespace::connect(&conf, "c", &UfsPath::root()).await.unwrap();
     Some(Setup { workers, _registrations: registrations, namespace, mounts, _etcd: server })
 }
@@ -150,4 +161,62 @@ async fn changes_are_heard_of_from_the_workers_that_were_asked() {
     });
     assert!(wait.await.is_ok(), "nothing is heard");
     assert_eq!(*heard.lock().unwrap(), [expected]);
+}
+
+async fn read(namespace: Arc<Namespace>, offset: u64, length: u64) -> Vec<u8> {
+    let mut found = Vec::new();
+    let outcome = namespace.read(&path("m/f"), &Version::new("1"), offset, length, &mut found);
+    tokio::time::timeout(LIMIT, outcome).await.expect("a read").unwrap();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_are_read_from_the_workers_that_the_ring_names_for_them() {
+    const SEGMENT: u64 = 1 << 20;
+    let settings = [("alluxio.user.file.segment.enabled", "true"), ("alluxio.user.file.segment.size", "1MiB")];
+    let Some(setup) = setup_with("s3://bucket/prefix", &settings).await else { return };
+    // Beginning and end lie within a segment; twelve segments on two workers.
+    let (offset, length) = (5, 12 * SEGMENT - 100);
+    let found = read(setup.namespace.clone(), offset, length).await;
+    assert!(found.len() as u64 == length);
+    assert!(found.iter().enumerate().all(|(at, byte)| *byte == byte_at(offset + at as u64)));
+    let identities: Vec<_> = setup.workers.iter().map(|worker| worker.entry.identity).collect();
+    let ring = Ring::uniform(&identities, 2000);
+    let mut expected = [0; 2];
+    for segment in 0..12 {
+        let end = if segment == 0 { String::new() } else { format!("\0{segment}") };
+        let owner = ring.lookup(format!("s3://bucket/prefix/f{end}").as_bytes(), 1)[0];
+        expected[identities.iter().position(|identity| *identity == owner).unwrap()] += 1;
+    }
+    let reads: Vec<_> = setup.workers.iter().map(|worker| worker.state.reads.load(Ordering::SeqCst)).collect();
+    assert_eq!(reads, expected);
+    assert!(expected.iter().all(|count| *count > 0), "twelve segments on one worker prove nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_replicas_the_less_busy_one_is_read() {
+    let settings = [("alluxio.user.file.replication.min", "2")];
+    let Some(setup) = setup_with("s3://bucket/prefix", &settings).await else { return };
+    for worker in &setup.workers {
+        worker.state.gate.forget_permits(usize::MAX);
+    }
+    let reading =
+        || -> Vec<usize> { setup.workers.iter().map(|worker| worker.state.reading.load(Ordering::SeqCst)).collect() };
+    let mut reads = Vec::new();
+    for count in 1..=4 {
+        reads.push(tokio::spawn(read(setup.namespace.clone(), count * 1000, 1000)));
+        let waited = tokio::time::timeout(LIMIT, async {
+            while reading().iter().sum::<usize>() < count as usize {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "read {count} does not begin");
+    }
+    assert_eq!(reading(), [2, 2]);
+    for worker in &setup.workers {
+        worker.state.gate.add_permits(1000);
+    }
+    for (number, read) in reads.into_iter().enumerate() {
+        assert_eq!(read.await.unwrap()[0], byte_at((number as u64 + 1) * 1000));
+    }
 }

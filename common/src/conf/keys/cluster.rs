@@ -82,11 +82,12 @@ keys! { Scope::All;
     /// On how many workers a file is kept.
     REPLICATION_MIN: u64 = Decl::named("alluxio.user.file.replication.min").default("1").range(1, 100).unit("workers");
 
-    /// Whether huge files are divided into segments that are placed separately.
-    SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false").reserved();
+    /// Whether files above the size of a segment are divided into such, which are placed separately. All clients of a
+    /// cluster must be set alike, and such files are not passed through from a worker's disk.
+    SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false");
 
     /// The size of such a segment.
-    SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40).reserved();
+    SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40);
 
     /// Whether a worker on the same host is read through its files.
     SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true");
