@@ -2,7 +2,7 @@
 //!
 //! What a worker answers enters caches above: attributes, listings, the kernel's entries. So the client subscribes to a
 //! worker's changes before it asks it for the first time, and tells whoever caches. What a worker may have told while the
-//! subscription was broken is unknown; then everything counts as changed.
+//! subscription was broken, or after it left the ring, is unknown; then everything counts as changed.
 //!
 //! Invariants: a worker without a subscription is asked all the same (ages bound what is not heard of); one task for each
 //! worker that is asked, and none where nobody listens.
@@ -51,6 +51,11 @@ impl Hub {
         self.wanted.store(true, Ordering::Release);
     }
 
+    /// Changes may have been missed.
+    pub(super) fn missed(&self) {
+        self.tell(&Heard::Anything);
+    }
+
     fn tell(&self, heard: &Heard) {
         for listener in self.listeners.read().iter() {
             listener(heard);
@@ -75,6 +80,11 @@ pub struct Subscription {
 impl Subscription {
     pub fn new(hub: Arc<Hub>) -> Self {
         Self { hub, task: OnceLock::new(), starting: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Whether it was begun.
+    pub fn is_begun(&self) -> bool {
+        self.task.get().is_some()
     }
 
     /// Subscribes, unless that was done. Returns once it holds, or after a moment without.
@@ -117,7 +127,7 @@ async fn follow(
                 // Nobody waits any more when it took too long: what was answered meanwhile is not trusted.
                 let in_time = ready.take().is_some_and(|ready| ready.send(()).is_ok());
                 if !in_time {
-                    hub.tell(&Heard::Anything);
+                    hub.missed();
                 }
                 let mut stream = stream.into_inner();
                 loop {

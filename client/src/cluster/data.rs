@@ -356,6 +356,9 @@ impl DataConnection {
     /// Waits until the worker takes one more request. A worker that stands still is noticed here too, since those who
     /// had the requests under way may be gone.
     async fn slot(&self) -> Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = self.shared.slots.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
         let begun = Instant::now();
         loop {
             match tokio::time::timeout(SILENCE, self.shared.slots.clone().acquire_owned()).await {

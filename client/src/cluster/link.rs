@@ -160,6 +160,11 @@ impl Link {
         self.domain_path().is_some() && self.here.load(Ordering::Relaxed) != here::NO
     }
 
+    /// Whether what it answered is watched for changes.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.subscription.as_ref().is_some_and(Subscription::is_begun)
+    }
+
     /// Bytes asked of it and not yet arrived.
     pub fn outstanding(&self) -> u64 {
         self.current.lock().iter().map(|connection| connection.outstanding()).sum()

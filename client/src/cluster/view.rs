@@ -32,6 +32,12 @@ impl Workers {
         self.ring.lookup(key, count).iter().filter_map(|identity| self.links.get(identity)).cloned().collect()
     }
 
+    /// Whether a worker of `before` told of changes that is no more, or elsewhere: what it answered is watched by nobody.
+    fn lost_a_subscription(&self, before: &Workers) -> bool {
+        let stays = |identity, link| self.links.get(identity).is_some_and(|now| Arc::ptr_eq(now, link));
+        before.links.iter().any(|(identity, link)| link.is_subscribed() && !stays(identity, link))
+    }
+
     /// The worker of this identity.
     pub fn get(&self, identity: &WorkerIdentity) -> Option<&Arc<Link>> {
         self.links.get(identity)
@@ -168,7 +174,11 @@ async fn follow_workers(view: std::sync::Weak<View>, following: Following) {
         let built = tokio::task::spawn_blocking(move || build(&seen, &options, &hub, Some(&before)));
         let Ok(after) = built.await else { continue };
         tracing::info!(workers = after.count(), "the workers of the cluster changed");
+        let missed = after.lost_a_subscription(&before);
         *view.workers.write() = Arc::new(after);
+        if missed {
+            view.hub.missed();
+        }
     }
 }
 

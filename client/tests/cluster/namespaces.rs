@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Setup {
     // Dropped last, so that what follows it does not complain.
     workers: Vec<FakeWorker>,
-    _registrations: Vec<Registration>,
+    registrations: Vec<Registration>,
     namespace: Arc<Namespace>,
     mounts: MountTableStore,
     _etcd: EtcdServer,
@@ -68,7 +68,7 @@ async fn setup_with(ufs: &str, settings: &[(&str, &str)]) -> Option<Setup> {
     }
     let conf = builder.load().unwrap();
     let namespace = Namespace::connect(&conf, "c", &UfsPath::root()).await.unwrap();
-    Some(Setup { workers, _registrations: registrations, namespace, mounts, _etcd: server })
+    Some(Setup { workers, registrations, namespace, mounts, _etcd: server })
 }
 
 async fn listed(namespace: &Namespace, at: &str) -> common::Result<Vec<String>> {
@@ -161,6 +161,25 @@ async fn changes_are_heard_of_from_the_workers_that_were_asked() {
     });
     assert!(wait.await.is_ok(), "nothing is heard");
     assert_eq!(*heard.lock().unwrap(), [expected]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_worker_leaves_anything_may_have_changed() {
+    let Some(mut setup) = setup("s3://bucket/prefix").await else { return };
+    let heard: Arc<Mutex<Vec<ufs::Changed>>> = Arc::default();
+    let tell = heard.clone();
+    setup.namespace.clone().on_change(Box::new(move |changed| tell.lock().unwrap().push(changed.clone())));
+    setup.namespace.stat(&path("m/d/f")).await.unwrap();
+    for registration in setup.registrations.drain(..) {
+        registration.shut_down().await.unwrap();
+    }
+    let everything = ufs::Changed { paths: vec![UfsPath::root()], below: true };
+    let wait = tokio::time::timeout(LIMIT, async {
+        while !heard.lock().unwrap().contains(&everything) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(wait.await.is_ok(), "nothing is heard");
 }
 
 async fn read(namespace: Arc<Namespace>, offset: u64, length: u64) -> Vec<u8> {
