@@ -34,6 +34,8 @@ pub struct Entries {
     source: Source,
     /// The first batch of the source, which was fetched to see whether it can list at all.
     first: Option<Vec<DirEntry>>,
+    /// The source has no more.
+    over: bool,
     given: Given,
     skip: Option<Skip>,
 }
@@ -49,12 +51,16 @@ impl Entries {
         let mut left = mounted.owners(&path, ATTEMPTS);
         left.reverse();
         let (source, first) = open(&mounted, &path, &mut left).await?;
-        Ok(Self { mounted, path, left, source, first, given: Given::default(), skip: None })
+        let over = first.is_none();
+        Ok(Self { mounted, path, left, source, first, over, given: Given::default(), skip: None })
     }
 
     async fn fetch(&mut self) -> Result<Option<Vec<DirEntry>>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
+        }
+        if self.over {
+            return Ok(None);
         }
         let failure = match &mut self.source {
             Source::Storage(listing) => return listing.next().await,
@@ -66,9 +72,8 @@ impl Entries {
         let skip = self.given.to_skip().ok_or_else(|| failure.clone())?;
         tracing::debug!(path = %self.path, error = %failure, "a listing goes on elsewhere");
         let (source, first) = open(&self.mounted, &self.path, &mut self.left).await?;
-        (self.source, self.skip) = (source, Some(skip));
-        // Its end, when it has nothing at all, is for the next call to find.
-        Ok(Some(first.unwrap_or_default()))
+        (self.source, self.skip, self.over) = (source, Some(skip), first.is_none());
+        Ok(first)
     }
 }
 
