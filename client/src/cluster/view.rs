@@ -171,7 +171,8 @@ async fn follow_workers(view: std::sync::Weak<View>, following: Following) {
         let Some(view) = view.upgrade() else { return };
         let (before, options, hub) = (view.workers(), view.options.clone(), view.hub.clone());
         // A ring of a thousand workers takes a good part of a second: not on a thread that others need.
-        let built = tokio::task::spawn_blocking(move || build(&seen, &options, &hub, Some(&before)));
+        let old = before.clone();
+        let built = tokio::task::spawn_blocking(move || build(&seen, &options, &hub, Some(&old)));
         let Ok(after) = built.await else { continue };
         tracing::info!(workers = after.count(), "the workers of the cluster changed");
         let missed = after.lost_a_subscription(&before);
