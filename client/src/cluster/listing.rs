@@ -41,7 +41,7 @@ pub struct Entries {
 }
 
 enum Source {
-    Worker(Streaming<proto::ListReply>, Arc<Link>),
+    Worker(Box<Streaming<proto::ListReply>>, Arc<Link>),
     Storage(Box<dyn Listing>),
 }
 
@@ -106,7 +106,7 @@ async fn open(
             Err(error) => Err(error),
         };
         match begun {
-            Ok((stream, first)) => return Ok((Source::Worker(stream, link), first)),
+            Ok((stream, first)) => return Ok((Source::Worker(Box::new(stream), link), first)),
             Err(error) if is_worker_failure(&error) => {}
             Err(error) => return Err(error),
         }
