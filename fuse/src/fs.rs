@@ -12,6 +12,7 @@
 //! - a successful lookup, or entry of a listing with attributes, is counted before it is answered;
 //! - no lock is held while a storage is asked or a disk is read.
 
+pub mod changed;
 mod content;
 pub mod directory;
 mod files;
@@ -23,6 +24,7 @@ pub use content::Read;
 pub use open::{Opened, PASSTHROUGH_HANDLE};
 
 use crate::passthrough::{Passthrough, Switch};
+use changed::Notices;
 use client::Client;
 use common::{Attr, Error, ErrorKind, Result, StatFs, conf::keys::fuse::KernelCache, metrics::metrics, worker::Worker};
 use directory::DirectoryHandle;
@@ -108,6 +110,7 @@ pub struct Fs {
     directories: Handles<DirectoryHandle>,
     limit: Limit,
     passthrough: Passthrough,
+    notices: Arc<Notices>,
 }
 
 impl Fs {
@@ -121,6 +124,7 @@ impl Fs {
             directories: Handles::new(),
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
+            notices: Arc::default(),
             options,
         })
     }

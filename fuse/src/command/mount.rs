@@ -2,6 +2,7 @@
 
 use super::{Failure, MountArgs, complain, configuration};
 use crate::{
+    adapter::notify,
     assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
@@ -245,13 +246,16 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
             None => (false, "the mount is being taken down".into()),
         };
         let handle = runtime.handle().clone();
+        let (told, closing) = (fs.notices().clone(), fs.notices().clone());
         Ok(Served {
             filesystem: parts.adapter,
             threads: parts.threads,
             look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
             passthrough: Arc::new(passthrough),
             web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
+            notify: Box::new(move |notifier| notify::start(told, notifier)),
             close: Box::new(move || {
+                closing.close();
                 drop(fs);
                 runtime.shutdown_timeout(Duration::from_secs(5));
             }),

@@ -67,6 +67,8 @@ pub struct State {
     pub cached: Option<Version>,
     /// When a directory's entries that the kernel caches were listed.
     pub listed: Option<Instant>,
+    /// When a directory was last changed by somebody else: what was listed before does not count.
+    pub changed: Option<Instant>,
     /// When an open was last answered ESTALE because the kernel's attributes were old.
     pub refused: Option<Instant>,
     /// What all open handles share, from the first open to the last release.
@@ -214,6 +216,15 @@ impl InodeTable {
         if paths.get(&inode.path).is_some_and(|current| Arc::ptr_eq(current, inode)) {
             paths.remove(&inode.path);
         }
+    }
+
+    /// Those of which `which` holds. Looks at each of them.
+    pub fn all(&self, which: impl Fn(&Inode) -> bool) -> Vec<Arc<Inode>> {
+        let mut found = Vec::new();
+        for shard in &self.by_id {
+            found.extend(shard.read().values().filter(|inode| which(inode)).cloned());
+        }
+        found
     }
 
     /// How many inodes there are.
