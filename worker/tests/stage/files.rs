@@ -105,6 +105,7 @@ fn truncated_and_extended_files_have_zeros_where_nothing_was_written() {
 #[test]
 fn a_full_stage_makes_room_or_says_so() {
     let (server, directory) = (server(), tempfile::tempdir().unwrap());
+    server.put(BUCKET, "root/readable", "r").unwrap();
     let small = StageOptions { capacity: 16 << 20, ..options(directory.path()) };
     let mount = Mount::with(&server, small);
     // A stream is larger than the stage: what is sent is given up.
@@ -132,7 +133,6 @@ fn a_full_stage_makes_room_or_says_so() {
     let full = mount.run(handle.write(16 * MIB as u64, Bytes::from(pattern(1, 2 * MIB)))).unwrap_err();
     assert_eq!(full.kind(), ErrorKind::NoSpace, "{full}");
     assert!(full.message().contains("alluxio.user.stage.size"), "{full}");
-    server.put(BUCKET, "root/readable", "r").unwrap();
     assert_eq!(mount.read("readable").unwrap(), b"r", "readers are not concerned");
     mount.run(handle.flush()).unwrap();
     assert_eq!(object(&server, "full").unwrap().len(), 16 * MIB);
