@@ -117,7 +117,14 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     let storage = open_storage(plan, &options, runtime)?;
     let staging = StageOptions::from_conf(conf);
     let settings = worker_options(conf);
-    let (storage, attributes) = Dressed::over(storage, settings.clock.clone(), staging.attributes_age);
+    // Until objects are written, nothing is asked of how they look.
+    let dressed = conf
+        .get(&user::OBJECT_WRITES)
+        .then(|| Dressed::over(storage.clone(), settings.clock.clone(), staging.attributes_age));
+    let (storage, attributes) = match dressed {
+        Some((storage, attributes)) => (storage, Some(attributes)),
+        None => (storage, None),
+    };
     probe(&*storage, conf, runtime)?;
     let budget = MemoryBudget::new(length(conf.get(&user::MEMORY_LIMIT).bytes()));
     // What lies on this host is read where it is.
@@ -130,12 +137,13 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
         handle.clone(),
     );
     let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), settings, handle.clone());
-    let stage = if storage.objects().is_some() && !plan.read_only {
-        let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
-        let taken = worker.take_changes(attributes, staging);
-        Some(taken.map_err(|error| Error::new(error.kind(), format!("{error}{hint}")))?)
-    } else {
-        None
+    let stage = match attributes.filter(|_| storage.objects().is_some() && !plan.read_only) {
+        Some(attributes) => {
+            let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
+            let taken = worker.take_changes(attributes, staging);
+            Some(taken.map_err(|error| Error::new(error.kind(), format!("{error}{hint}")))?)
+        }
+        None => None,
     };
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
     let fs_options = FsOptions::from_conf(conf, local.as_deref());
