@@ -223,6 +223,9 @@ fn serve(wanted: Wanted, reporter: Option<Reporter>) -> Result<i32, Failure> {
     }
 }
 
+/// How long the end of a mount waits for uploads that did not succeed so far.
+const DRAIN: Duration = Duration::from_secs(20);
+
 fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> Result<i32, Failure> {
     let Wanted { setup, plan, log, warnings, notes } = wanted;
     signals::block()?;
@@ -236,7 +239,7 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
     }
     let build = move || {
         let parts = filesystem(&plan)?;
-        let (fs, runtime) = (parts.fs, parts.runtime);
+        let (fs, runtime, stage) = (parts.fs, parts.runtime, parts.stage);
         let seen = Arc::downgrade(&fs);
         let passthrough = move || match seen.upgrade() {
             Some(fs) => {
@@ -257,6 +260,11 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
             close: Box::new(move || {
                 closing.close();
                 drop(fs);
+                if let Some(stage) = stage
+                    && let Err(error) = runtime.block_on(stage.drain(DRAIN))
+                {
+                    tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+                }
                 runtime.shutdown_timeout(Duration::from_secs(5));
             }),
         })
