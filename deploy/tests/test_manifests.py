@@ -228,6 +228,87 @@ def merged(under, over):
             for key in [*under, *(key for key in over if key not in under)]}
 
 
+class Volumes(unittest.TestCase):
+    """What samples and manifests say of volumes is what the driver understands."""
+
+    KEYS = DEPLOY.parent / "csi/src/keys.rs"
+
+    def volumes(self):
+        """(file, attributes, parameters) of everything that names the driver."""
+        for name, doc in everything():
+            spec = doc.get("spec", {})
+            if doc["kind"] == "StorageClass" and doc["provisioner"] == "alluxio":
+                yield name, doc.get("parameters", {}), True
+            if spec.get("csi", {}).get("driver") == "alluxio":
+                yield name, spec["csi"].get("volumeAttributes", {}), False
+            for volume in (pod_of(doc) or {"spec": {}})["spec"].get("volumes", []):
+                if volume.get("csi", {}).get("driver") == "alluxio":
+                    yield name, volume["csi"].get("volumeAttributes", {}), False
+        driver = documents(DEPLOY / "samples/test-driver.yaml")[0]
+        for volume in driver["InlineVolumes"]:
+            yield "test-driver.yaml", volume["Attributes"], False
+
+    def test_every_attribute_is_known(self):
+        text = self.KEYS.read_text()
+        names = dict(re.findall(r'pub const (\w+): &str = "(\w+)";', text))
+        specs = re.findall(r'spec\((\w+), "(\w*)", (true|false), (true|false),', text)
+        self.assertGreater(len(specs), 5)
+        count = 0
+        for file, given, of_class in self.volumes():
+            allowed = {names[name] for name, _, attribute, parameter in specs if (parameter if of_class else attribute) == "true"}
+            with self.subTest(file=file):
+                self.assertLessEqual({key for key in given if not key.startswith("csi.storage.k8s.io/")}, allowed)
+                self.assertNotEqual(given.get("mountInPod"), "true", "not offered by this version")
+            count += 1
+        self.assertGreater(count, 4)
+
+    def test_every_property_of_a_volume_is_known(self):
+        reference = (DEPLOY.parent / "docs/CONFIGURATION.md").read_text()
+        for file, given, _ in self.volumes():
+            for option in given.get("javaOptions", "").split():
+                with self.subTest(file=file, option=option):
+                    self.assertIn(f"**`{option.removeprefix('-D').split('=')[0]}`**", reference)
+
+    def test_claims_find_their_volumes(self):
+        for path in [*MANIFESTS, *SAMPLES]:
+            docs = documents(path) if path.name not in NOT_APPLIED else []
+            volumes = {doc["metadata"]["name"]: doc["spec"] for doc in docs if doc["kind"] == "PersistentVolume"}
+            for doc in docs:
+                if doc["kind"] != "PersistentVolumeClaim":
+                    continue
+                spec, name = doc["spec"], doc["metadata"]["name"]
+                with self.subTest(file=path.name, claim=name):
+                    fits = [
+                        volume for volume in volumes.values()
+                        if volume["storageClassName"] == spec["storageClassName"]
+                        and set(spec["accessModes"]) <= set(volume["accessModes"])
+                        and volume["capacity"]["storage"] == spec["resources"]["requests"]["storage"]
+                        and volume.get("claimRef", {"name": name})["name"] == name
+                    ]
+                    self.assertEqual(len(fits), 1)
+            handles = [spec["csi"]["volumeHandle"] for spec in volumes.values()]
+            self.assertEqual(len(handles), len(set(handles)), path.name)
+
+
+class Suite(unittest.TestCase):
+    """test-driver.yaml has the fields that the external storage suite of Kubernetes 1.32 knows."""
+
+    INFO = {"Name", "SupportedFsType", "SupportedMountOption", "RequiredMountOption", "SupportedSizeRange", "Capabilities",
+            "RequiredAccessModes", "TopologyKeys", "NumAllowedTopologies", "StressTestOptions", "PerformanceTestOptions"}
+    CAPABILITIES = {"persistence", "block", "fsGroup", "volumeMountGroup", "exec", "snapshotDataSource", "pvcDataSource",
+                    "multipods", "RWX", "controllerExpansion", "nodeExpansion", "offlineExpansion", "onlineExpansion",
+                    "volumeLimits", "singleNodeVolume", "topology", "capacity", "readWriteOncePod", "multiplePVsSameID",
+                    "capReadOnlyMany"}
+
+    def test_fields(self):
+        driver = documents(DEPLOY / "samples/test-driver.yaml")[0]
+        self.assertLessEqual(set(driver), {"DriverInfo", "StorageClass", "InlineVolumes", "ClientNodeName", "Timeouts"})
+        self.assertLessEqual(set(driver["DriverInfo"]), self.INFO)
+        self.assertLessEqual(set(driver["DriverInfo"]["Capabilities"]), self.CAPABILITIES)
+        for volume in driver["InlineVolumes"]:
+            self.assertLessEqual(set(volume), {"Attributes", "Shared", "ReadOnly"})
+
+
 class Chart(unittest.TestCase):
     """What can be said of the chart without helm; test_chart.py has the rest."""
 
