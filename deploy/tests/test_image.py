@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import unittest
 
-from support import ROOT, binaries, free_ports, http, program, run, tool, until
+from support import DEPLOY, ROOT, binaries, documents, free_ports, http, named, pod_of, program, tool, until
 
 NEEDED = ("apt-get install buildah runc debootstrap",)
 
@@ -68,7 +68,7 @@ class Image(unittest.TestCase):
         cls.config = json.loads(cls.buildah("inspect", "--type", "image", "localhost/alluxio"))["OCIv1"]["config"]
         cls.rootfs = cls.buildah("mount", cls.buildah("from", "localhost/alluxio"))
 
-    def container(self, *arguments, user=None, binds=(), privileged=False, env=()):
+    def container(self, *arguments, user=None, binds=(), privileged=False, powers=(), env=(), entrypoint=None):
         """runc's process for the image with these arguments; its output is in .log."""
         bundle = pathlib.Path(tempfile.mkdtemp(dir=self.work))
         subprocess.run(["runc", "spec", "--bundle", bundle], check=True)
@@ -78,14 +78,15 @@ class Image(unittest.TestCase):
         process |= {
             "terminal": False,
             "user": {"uid": uid, "gid": gid},
-            "args": self.config["Entrypoint"] + list(map(str, arguments)),
+            "args": (self.config["Entrypoint"] if entrypoint is None else entrypoint) + list(map(str, arguments)),
             "env": [*self.config["Env"], *env],
             "cwd": self.config["WorkingDir"],
         }
         process.pop("rlimits", None)
         process["noNewPrivileges"] = True
-        powers = ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_CHOWN"] if privileged else []
-        process["capabilities"] = {kind: powers for kind in ("bounding", "effective", "permitted")}
+        if privileged:
+            powers = ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER"]
+        process["capabilities"] = {kind: list(powers) for kind in ("bounding", "effective", "permitted")}
         spec["root"] = {"path": self.rootfs, "readonly": True}
         # The network of the machine, as with hostNetwork.
         spec["linux"]["namespaces"] = [ns for ns in spec["linux"]["namespaces"] if ns["type"] != "network"]
@@ -96,6 +97,8 @@ class Image(unittest.TestCase):
             for source, place, *options in binds
         ]
         if privileged:
+            spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/sys")]
+            spec["mounts"].append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rslave"]})
             spec["linux"]["devices"] = [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666}]
             # Bidirectional.
             spec["linux"]["rootfsPropagation"] = "shared"
@@ -138,14 +141,24 @@ class Image(unittest.TestCase):
             "/usr/local/bin/alluxio-fuse",
         )
 
+    def source(self):
+        """A directory with a file."""
+        directory = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        directory.chmod(0o755)
+        (directory / "file").write_text("hello\n")
+        return directory
+
+    def shared(self, name):
+        """A directory whose mounts are shared with containers, as the kubelet's and / of a node are."""
+        directory = self.work / name
+        directory.mkdir()
+        subprocess.run(["mount", "--bind", directory, directory], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-R", "-l", directory], check=False)
+        subprocess.run(["mount", "--make-shared", directory], check=True)
+        return directory
+
     def test_a_container_serves_a_mount(self):
-        source, shared = self.work / "source", self.work / "shared"
-        source.mkdir()
-        shared.mkdir()
-        (source / "file").write_text("hello\n")
-        subprocess.run(["mount", "--bind", shared, shared], check=True)
-        self.addCleanup(subprocess.run, ["umount", "-l", shared], check=False)
-        subprocess.run(["mount", "--make-shared", shared], check=True)
+        source, shared = self.source(), self.shared("shared")
         process = self.container(
             "fuse", "--fuse-opts=allow_other,alluxio.fuse.web.port=0", "file:///source", "/alluxio-fuse/mnt",
             user=(0, 0), privileged=True, binds=[(source, "/source", "ro"), (shared, "/alluxio-fuse", "rshared")],
@@ -188,6 +201,89 @@ class Image(unittest.TestCase):
         self.assertTrue(http(f"http://127.0.0.1:{web}/health").startswith("OK"))
         process.stop()
         self.assertEqual(process.wait(60), 0, process.log.read_text())
+
+    def test_a_volume_is_published_by_what_the_manifests_start(self):
+        """The node service and the mounter with the users, arguments and capabilities of deploy/kubernetes/alluxio.yaml, on a
+        directory in the kubelet's place; this test is the kubelet."""
+        try:
+            import grpc
+        except ImportError:
+            self.skipTest("grpc is not installed (apt-get install python3-grpcio)")
+        program("alluxio-csi")
+        pods = {named(doc): pod_of(doc)["spec"] for doc in documents(DEPLOY / "kubernetes/alluxio.yaml") if pod_of(doc)}
+        node, mounter = pods["DaemonSet alluxio-csi-node"], pods["DaemonSet alluxio-csi-mounter"]
+        kubelet, source = self.shared("kubelet"), self.source()
+
+        def started(spec, one, binds, **more):
+            context = one["securityContext"]
+            user = tuple(context.get(key, spec.get("securityContext", {}).get(key)) for key in ("runAsUser", "runAsGroup"))
+            paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+            for mount in one["volumeMounts"]:
+                path = paths.get(mount["name"], "")
+                if path.startswith("/var/lib/kubelet"):
+                    host = kubelet / path.removeprefix("/var/lib/kubelet").lstrip("/")
+                    host.mkdir(parents=True, exist_ok=True)
+                    binds = [*binds, (host, mount["mountPath"], "rshared")]
+            env = {item["name"]: item.get("value", "here") for item in one.get("env", [])}
+            arguments = [re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], word) for word in one.get("args", [])]
+            return self.container(
+                *one.get("command", []), *arguments, user=user, binds=binds,
+                entrypoint=[] if "command" in one else None, privileged=context.get("privileged", False),
+                powers=["CAP_" + name for name in context.get("capabilities", {}).get("add", [])],
+                env=[f"{key}={value}" for key, value in env.items()], **more,
+            )
+
+        for one in mounter["initContainers"]:
+            prepared = started(mounter, one, [])
+            self.assertEqual(prepared.wait(60), 0, prepared.log.read_text())
+        cache = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        os.chown(cache, 65534, 65534)
+        # What the volume names, the mounter must see: a directory stands for the bucket here.
+        serving = started(mounter, mounter["containers"][0], [(cache, "/cache", "rw"), (source, "/source", "ro")])
+        plugin = started(node, next(one for one in node["containers"] if one["name"] == "csi-node"), [])
+        socket = kubelet / "plugins/alluxio/csi/csi.sock"
+        until("the plugin", socket.exists, plugin)
+        until("the mounter", (kubelet / "plugins/alluxio/mounter/mounter.sock").exists, serving)
+        self.assertEqual([path.name for path in socket.parent.iterdir()], ["csi.sock"])
+
+        def field(number, value):
+            value = value.encode() if isinstance(value, str) else value
+            self.assertLess(len(value), 16384)
+            size = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+            return bytes([number << 3 | 2]) + size + value
+
+        def call(method, *fields):
+            with grpc.insecure_channel(f"unix:{socket}") as channel:
+                ask = channel.unary_unary(f"/csi.v1.{method}")
+                try:
+                    return ask(b"".join(fields), timeout=60)
+                except grpc.RpcError as error:
+                    told = f"{plugin.log.read_text()}{serving.log.read_text()}"
+                    raise AssertionError(f"{method}: {error.code()} {error.details()}\n{told}") from error
+
+        self.assertIn(b"alluxio", call("Identity/GetPluginInfo"))
+        self.assertEqual(call("Node/NodeGetInfo")[2:6], b"here")
+        (kubelet / "pods/uid/volumes").mkdir(parents=True)
+        target = "/var/lib/kubelet/pods/uid/volumes/mount"
+        # VolumeCapability: mount {}, access_mode {mode: MULTI_NODE_READER_ONLY}.
+        reader = field(2, b"") + field(3, b"\x08\x03")
+        attribute = field(1, "ufs") + field(2, "file:///source")
+        # The node service answers UNAVAILABLE until it has looked at what is there.
+        until("readiness", lambda: call("Identity/Probe") == field(1, b"\x08\x01"), plugin)
+        call("Node/NodePublishVolume", field(1, "volume"), field(4, target), field(5, reader), b"\x30\x01", field(8, attribute))
+        seen = kubelet / "pods/uid/volumes/mount/file"
+        self.assertEqual(seen.read_text(), "hello\n")
+        # The plugin goes and comes; the reader sees nothing of it.
+        with seen.open() as file:
+            plugin.stop()
+            self.assertEqual(plugin.wait(60), 0, plugin.log.read_text())
+            self.assertEqual(file.read(), "hello\n")
+        plugin = started(node, next(one for one in node["containers"] if one["name"] == "csi-node"), [])
+        until("the plugin", socket.exists, plugin)
+        until("readiness", lambda: call("Identity/Probe") == field(1, b"\x08\x01"), plugin)
+        self.assertEqual(seen.read_text(), "hello\n")
+        call("Node/NodeUnpublishVolume", field(1, "volume"), field(2, target))
+        self.assertFalse(seen.exists())
 
 
 if __name__ == "__main__":
