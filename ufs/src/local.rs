@@ -12,12 +12,13 @@ use common::{
 };
 use nix::{
     errno::Errno,
-    fcntl::AtFlags,
-    sys::stat::fstat,
+    fcntl::{AtFlags, OFlag},
+    sys::stat::{Mode, fstat},
     unistd::{Gid, Uid, fchownat},
 };
 use std::{
     ffi::{CStr, CString},
+    fs::File,
     io::Write as _,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
@@ -31,6 +32,17 @@ const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 /// As fstat(2).
 pub fn attr_of(file: impl AsFd) -> Result<Attr, Errno> {
     fstat(file).map(|stat| attr(&stat))
+}
+
+/// Opens the file once more, also when it has no name any more.
+///
+/// # Errors
+/// As open(2).
+pub fn reopen(file: impl AsFd, flags: i32) -> Result<File, Errno> {
+    let path = ProcPath::of(file.as_fd());
+    let flags =
+        OFlag::from_bits_truncate(flags & (libc::O_ACCMODE | libc::O_TRUNC)) | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path.as_c_str(), flags, Mode::empty()).map(File::from)
 }
 
 /// Changes attributes, and returns them all.
@@ -209,10 +221,8 @@ pub fn set_xattr(file: impl AsFd, name: &[u8], value: &[u8], how: SetXattr) -> R
         SetXattr::Replace => libc::XATTR_REPLACE,
     };
     // SAFETY: both names end with NUL, and the value has the length given.
-    Errno::result(unsafe {
-        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
-    })
-    .map(drop)
+    Errno::result(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) })
+        .map(drop)
 }
 
 /// Removes an extended attribute.

@@ -39,6 +39,8 @@ pub struct Served<F> {
     pub filesystem: F,
     /// How many threads take requests.
     pub threads: usize,
+    /// Whether it takes no writes, so that the kernel need not ask.
+    pub read_only: bool,
     /// Whether passthrough is on, and why.
     pub passthrough: Arc<dyn Fn() -> (bool, String) + Send + Sync>,
     /// Starts `/metrics` if it is wanted; returns its address.
@@ -142,8 +144,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, passthrough, web, close } = served;
-    let (connection, device, created) = teardown.mount(&setup.request)?;
+    let Served { filesystem, threads, read_only, passthrough, web, close } = served;
+    let mut request = setup.request.clone();
+    request.read_only |= read_only;
+    let (connection, device, created) = teardown.mount(&request)?;
     serve_requests(setup, filesystem, threads, connection, events)?;
     let record = Record {
         mount_point: setup.request.point.clone(),

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileId, FileKind, Result, StatFs, Timestamp, UfsPath, Version,
+    attr::LocalId,
     budget::{MemoryBudget, Purpose},
     page::{PageLoad, PagePool},
     worker::{DirEntry, FileLease, Freshness, Listing, LocalFile, OpenedFile, PagedFile, Worker},
@@ -116,6 +117,7 @@ impl MemoryWorker {
         attr.mtime = Timestamp { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 };
         attr.ctime = Timestamp { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
         attr.version = Version::new(format!("{:?}{:?}{}{}", attr.mtime, attr.ctime, attr.size, meta.ino()));
+        attr.local = Some(LocalId { dev: meta.dev(), ino: meta.ino() });
         node.attr = Arc::new(attr);
     }
 

@@ -192,9 +192,14 @@ impl Changes for Posix {
         let open = self.directory_at(directory)?;
         let what = format!("sync {}", self.shown(directory));
         let all = directory.is_root();
-        let synced = blocking(self.deadline, &what, move || {
-            if all { nix::unistd::syncfs(&open) } else { nix::unistd::fsync(&open) }
-        });
+        let synced =
+            blocking(
+                self.deadline,
+                &what,
+                move || {
+                    if all { nix::unistd::syncfs(&open) } else { nix::unistd::fsync(&open) }
+                },
+            );
         synced.await?.map_err(|errno| self.failed("sync", directory, errno))
     }
 }

@@ -92,7 +92,10 @@ async fn names_are_made_linked_moved_and_removed() {
     storage.remove_directory(&path("b")).await.unwrap();
     let opened = file(storage.open(&path("d"), libc::O_WRONLY | libc::O_TRUNC).await.unwrap());
     assert_eq!(opened.attr.size, 0);
-    assert_eq!(storage.create(&path("d"), libc::O_EXCL, 0o600, ME).await.err().unwrap().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        storage.create(&path("d"), libc::O_EXCL, 0o600, ME).await.err().unwrap().kind(),
+        ErrorKind::AlreadyExists
+    );
     assert_eq!(storage.remove_file(&UfsPath::root()).await.unwrap_err().kind(), ErrorKind::Busy);
     storage.sync(&UfsPath::root()).await.unwrap();
 }
