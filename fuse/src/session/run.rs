@@ -5,7 +5,7 @@
 
 use super::{
     Result, SessionError,
-    control::{self, Question, Status},
+    control::{self, Answer, LogLevel, Question, Status},
     kernel::{self, MountRequest},
     mounts::Device,
     process,
@@ -162,7 +162,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
     let metrics_address = web();
     teardown.record(|| {
         let file = state.write(&record)?;
-        let answer = move |Question::Status| status(begin, &passthrough, metrics_address.clone());
+        let answer = move |question| match question {
+            Question::Status => Answer::Status(status(begin, &passthrough, metrics_address.clone())),
+            Question::LogLevel { name, level } => Answer::LogLevel(LogLevel::set(&name, &level)),
+        };
         control::serve(file.socket(), answer)?;
         Ok(file)
     })?;
