@@ -378,7 +378,7 @@ pub(super) fn passing(backing: Arc<Backing>) -> Opened {
 
 /// How the version of an open compares with what the kernel was told.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum News {
+pub(super) enum News {
     /// The same, as far as anybody knows.
     None,
     /// Another: the kernel must look again.
@@ -388,7 +388,7 @@ enum News {
     Tolerate,
 }
 
-fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
+pub(super) fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
     if !is_news(&state.told, attr) {
         return News::None;
     }

@@ -21,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 
 #[path = "../../tests/support/memory.rs"]
 mod memory;
+mod staged;
 
 const PAGE: u32 = 4096;
 

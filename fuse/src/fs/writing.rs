@@ -9,7 +9,7 @@ use super::{
     changing::loses_set_id,
     content::Content,
     inode::{Identity, Inode, Mode, Shared},
-    open::{FileHandle, Opened, PASSTHROUGH_HANDLE, changed, passing},
+    open::{FileHandle, News, Opened, PASSTHROUGH_HANDLE, changed, news, passing},
 };
 use crate::passthrough::{Registrar, Source};
 use bytes::Bytes;
@@ -153,7 +153,16 @@ impl Fs {
             ufs::local::drop_privileges(&*file).map_err(|errno| failed(inode, errno))?;
         }
         let writers = u64::from(writes(flags));
-        let fresh = inode.state.lock().open.is_none();
+        let fresh = {
+            let mut state = inode.state.lock();
+            // What is truncated or new has the size that the kernel thinks. Of anything else it must know it, or what a
+            // program writes at the end would not be there.
+            let known = flags & (libc::O_TRUNC | libc::O_CREAT) != 0;
+            if !known && news(&mut state, &attr, &identity) == News::Refuse {
+                return Err(changed(inode));
+            }
+            state.open.is_none()
+        };
         let candidate = (fresh && self.may_pass(&attr))
             .then(|| {
                 let source = Source::Writable(file.clone());
