@@ -14,10 +14,14 @@
 //! ends the inode table too, makes it go unheard.
 
 mod convert;
+mod in_turn;
 mod init;
 mod run;
 mod sink;
+mod turn;
 mod write;
+
+pub use in_turn::InTurn;
 
 use crate::{
     fs::{Entry, Fs, Opened, Read},

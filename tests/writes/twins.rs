@@ -62,10 +62,20 @@ impl Twin {
         let nothing = |()| String::new();
         match step {
             Step::Create(path) => File::options().write(true).create_new(true).open(at(path)).map(|_| String::new()),
-            Step::Write(path, byte) => std::fs::write(at(path), vec![*byte; usize::from(*byte) * 50]).map(nothing),
+            Step::Write(path, byte) => {
+                use io::Write as _;
+                use std::os::unix::fs::OpenOptionsExt as _;
+                // A pipe would wait for the other end.
+                let mut options = File::options();
+                options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+                options.open(at(path))?.write_all(&vec![*byte; usize::from(*byte) * 50]).map(nothing)
+            }
             Step::Append(path, byte) => {
                 use io::Write as _;
-                File::options().append(true).open(at(path))?.write_all(&[*byte; 100]).map(nothing)
+                use std::os::unix::fs::OpenOptionsExt as _;
+                let mut options = File::options();
+                options.append(true).custom_flags(libc::O_NONBLOCK);
+                options.open(at(path))?.write_all(&[*byte; 100]).map(nothing)
             }
             Step::Truncate(path, size) => call(
                 // SAFETY: the path ends with NUL.

@@ -247,6 +247,7 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
             filesystem: parts.adapter,
             threads: parts.threads,
             read_only: !fs.takes_changes(),
+            look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
             passthrough: Arc::new(passthrough),
             web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
             close: Box::new(move || {

@@ -13,6 +13,7 @@ use super::{
     signals,
     teardown::Teardown,
 };
+use crate::adapter::InTurn;
 use common::metrics::metrics;
 use std::{
     io,
@@ -41,6 +42,8 @@ pub struct Served<F> {
     pub threads: usize,
     /// Whether it takes no writes, so that the kernel need not ask.
     pub read_only: bool,
+    /// How long a thread that expects another request looks for it before it sleeps; zero: not at all.
+    pub look: Duration,
     /// Whether passthrough is on, and why.
     pub passthrough: Arc<dyn Fn() -> (bool, String) + Send + Sync>,
     /// Starts `/metrics` if it is wanted; returns its address.
@@ -144,10 +147,13 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, passthrough, web, close } = served;
+    let Served { filesystem, threads, read_only, look, passthrough, web, close } = served;
     let mut request = setup.request.clone();
     request.read_only |= read_only;
     let (connection, device, created) = teardown.mount(&request)?;
+    let same =
+        connection.try_clone().map_err(|error| SessionError::system("the descriptor of the connection", error))?;
+    let filesystem = InTurn::new(filesystem, same, look);
     serve_requests(setup, filesystem, threads, connection, events)?;
     let record = Record {
         mount_point: setup.request.point.clone(),
