@@ -56,14 +56,15 @@ fn set_id_bits_fall_when_somebody_without_privilege_writes() {
     }
     for way in WAYS {
         let (source, mount) = mount(way);
-        for change in ["echo x >>f", "truncate -s 1 f", "echo x >f", "fallocate -o 0 -l 10 f"] {
-            let file = source.path().join("f");
+        let changes = ["echo x >>", "truncate -s 1", "echo x >", "fallocate -o 0 -l 10"];
+        for (number, change) in changes.into_iter().enumerate() {
+            let name = format!("f{number}");
+            let file = source.path().join(&name);
             std::fs::write(&file, "text").unwrap();
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o6777)).unwrap();
-            let printed = as_user(mount.path(), &format!("stat -c %a f; {change}; stat -c %a f"));
+            let printed = as_user(mount.path(), &format!("stat -c %a {name}; {change} {name}; stat -c %a {name}"));
             assert_eq!(printed, "6777\n777", "{way}: {change}");
             assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o7777, 0o777, "{way}: {change}");
-            std::fs::remove_file(&file).unwrap();
         }
         mount.stop();
     }
