@@ -2,6 +2,7 @@
 
 use super::{Failure, MountArgs, complain, configuration};
 use crate::{
+    adapter::Adapter,
     assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
@@ -233,34 +234,37 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
     for note in &notes {
         tracing::info!("{note}");
     }
-    let build = move || {
-        let parts = filesystem(&plan)?;
-        let (fs, runtime) = (parts.fs, parts.runtime);
-        let seen = Arc::downgrade(&fs);
-        let passthrough = move || match seen.upgrade() {
-            Some(fs) => {
-                let status = fs.status();
-                (status.passthrough, status.passthrough_reason.unwrap_or_default())
-            }
-            None => (false, "the mount is being taken down".into()),
-        };
-        let handle = runtime.handle().clone();
-        Ok(Served {
-            filesystem: parts.adapter,
-            threads: parts.threads,
-            passthrough: Arc::new(passthrough),
-            web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
-            close: Box::new(move || {
-                drop(fs);
-                runtime.shutdown_timeout(Duration::from_secs(5));
-            }),
-        })
-    };
+    let build = move || served(plan, background);
     let ready = || match reporter.take() {
         Some(reporter) => reporter.ready(),
         None => Ok(()),
     };
     Ok(run::run(setup, build, ready)?)
+}
+
+/// Builds what a plan asks for, ready to be served.
+pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served<Adapter>> {
+    let parts = filesystem(&plan)?;
+    let (fs, runtime) = (parts.fs, parts.runtime);
+    let seen = Arc::downgrade(&fs);
+    let passthrough = move || match seen.upgrade() {
+        Some(fs) => {
+            let status = fs.status();
+            (status.passthrough, status.passthrough_reason.unwrap_or_default())
+        }
+        None => (false, "the mount is being taken down".into()),
+    };
+    let handle = runtime.handle().clone();
+    Ok(Served {
+        filesystem: parts.adapter,
+        threads: parts.threads,
+        passthrough: Arc::new(passthrough),
+        web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
+        close: Box::new(move || {
+            drop(fs);
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }),
+    })
 }
 
 fn serve_metrics(handle: &tokio::runtime::Handle, conf: &Conf, background: bool) -> Option<String> {
