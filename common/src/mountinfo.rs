@@ -35,7 +35,7 @@ impl FromStr for Device {
     }
 }
 
-/// One mount of this process's mount namespace.
+/// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// Device number.
@@ -64,12 +64,12 @@ impl Mount {
     }
 }
 
-/// All mounts, in the order in which they were made.
+/// All mounts of this thread's namespace, in the order in which they were made.
 ///
 /// # Errors
 /// There is no /proc.
 pub fn list() -> io::Result<Vec<Mount>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    let text = std::fs::read("/proc/thread-self/mountinfo")?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(parse_line).collect())
 }
 

@@ -105,7 +105,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "NAME", env = "NODE_ID", value_parser = node_id)]
     pub node_id: String,
     /// Refuse target paths outside of this directory of kubelet; empty: any absolute path will do
-    #[arg(long, value_name = "DIR", default_value = "", env = "ALLUXIO_CSI_KUBELET_DIR")]
+    #[arg(long, value_name = "DIR", default_value = "", env = "ALLUXIO_CSI_KUBELET_DIR", value_parser = any_path)]
     pub kubelet_dir: PathBuf,
     /// The most volumes on this node, as told to the scheduler; 0: no limit
     #[arg(long, value_name = "NUMBER", default_value_t = 0, env = "ALLUXIO_CSI_MAX_VOLUMES", value_parser = clap::value_parser!(i64).range(0..=100_000))]
@@ -194,6 +194,11 @@ fn service(log: &LogOptions, serve: impl Future<Output = Result<(), String>>) ->
 
 fn duration(text: &str) -> Result<Duration, String> {
     <Duration as common::conf::ConfValue>::parse(text.trim())
+}
+
+/// A path, or none.
+fn any_path(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

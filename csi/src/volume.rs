@@ -386,7 +386,7 @@ mod tests {
             (&[("ufs", "s3://b")], &["suid"], "not offered"),
             (&[("ufs", "s3://b")], &["s3a.secretKey=hush"], "Secret"),
             (&[("ufs", "s3://b"), ("javaOptions", "-Ds3a.secretKey=hush")], &[], "Secret"),
-            (&[("ufs", "s3://b")], &["local_data_cache=/etc"], "sets that itself"),
+            (&[("ufs", "s3://b")], &["local_data_cache=/etc"], "of the mounter"),
             (&[("ufs", "s3://b"), ("javaOptions", "-Dalluxio.fuse.attr.timeout=soon")], &[], "attr.timeout"),
             (&[("alluxioClusterName", "a/b")], &[], "no name of a cluster"),
             (&[("ufs", "s3://b"), ("mountInPod", "maybe")], &[], "mountInPod"),
