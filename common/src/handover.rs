@@ -256,7 +256,11 @@ fn received(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Vec<OwnedFd> {
 fn nonsense(error: serde_json::Error) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        format!("not understood at line {} column {}: do both programs have the same version?", error.line(), error.column()),
+        format!(
+            "not understood at line {} column {}: do both programs have the same version?",
+            error.line(),
+            error.column()
+        ),
     )
 }
 
@@ -386,10 +390,16 @@ mod tests {
         assert!(one.write_all(b"x").is_err());
         let (mut one, two) = UnixStream::pair().unwrap();
         one.write_all(&u32::MAX.to_be_bytes()).unwrap();
-        assert_eq!(Talk::new(two, Duration::from_secs(20)).hear::<Order>().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Talk::new(two, Duration::from_secs(20)).hear::<Order>().unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
         let (mut one, two) = UnixStream::pair().unwrap();
         one.write_all(&[0, 0, 0, 2, b'{', b'}']).unwrap();
-        assert_eq!(Talk::new(two, Duration::from_secs(20)).hear::<Order>().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Talk::new(two, Duration::from_secs(20)).hear::<Order>().unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     #[test]

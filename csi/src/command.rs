@@ -29,8 +29,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the node service: publish volumes on this host (needs root)
+    #[command(args_override_self = true)]
     Node(NodeArgs),
     /// Serve the controller service: make and delete volumes
+    #[command(args_override_self = true)]
     Controller(ControllerArgs),
     /// Show this node's mounts, targets and sessions, and what is wrong with them
     #[command(after_help = "\

@@ -52,9 +52,7 @@ impl Identity for Driver {
                 r#type: Some(Type::Service(Service { r#type: service::Type::ControllerService as i32 })),
             },
             PluginCapability {
-                r#type: Some(Type::VolumeExpansion(VolumeExpansion {
-                    r#type: volume_expansion::Type::Online as i32,
-                })),
+                r#type: Some(Type::VolumeExpansion(VolumeExpansion { r#type: volume_expansion::Type::Online as i32 })),
             },
         ];
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))

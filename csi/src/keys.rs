@@ -41,13 +41,7 @@ pub struct Spec {
     pub doc: &'static str,
 }
 
-const fn spec(
-    name: &'static str,
-    alias: &'static str,
-    attribute: bool,
-    parameter: bool,
-    doc: &'static str,
-) -> Spec {
+const fn spec(name: &'static str, alias: &'static str, attribute: bool, parameter: bool, doc: &'static str) -> Spec {
     Spec { name, alias, parameter, attribute, doc }
 }
 
@@ -75,9 +69,21 @@ pub static KEYS: &[Spec] = &[
     spec(ALLUXIO_PATH, "alluxio_path", true, true, "a path in the namespace of the cluster; / when absent"),
     spec(UFS, "", true, true, "an under storage such as s3://bucket/prefix, mounted without a cluster"),
     spec(SUB_PATH, "", true, false, "the directory below the path or under storage that the pod sees"),
-    spec(MOUNT_OPTIONS, "mount_options", true, true, "options of the mount, separated by commas, as of alluxio-fuse -o"),
+    spec(
+        MOUNT_OPTIONS,
+        "mount_options",
+        true,
+        true,
+        "options of the mount, separated by commas, as of alluxio-fuse -o",
+    ),
     spec(JAVA_OPTIONS, "java_options", true, true, "properties as -Dkey=value, separated by blanks"),
-    spec(MOUNT_IN_POD, "mount_in_pod", true, true, "true: a pod of its own for the mount; false: the daemon of the node"),
+    spec(
+        MOUNT_IN_POD,
+        "mount_in_pod",
+        true,
+        true,
+        "true: a pod of its own for the mount; false: the daemon of the node",
+    ),
     spec(CLUSTER_NAME, "", true, true, "alluxio.cluster.name of the cluster"),
     spec(CLUSTER_NAMESPACE, "", true, true, "the Kubernetes namespace of the cluster"),
     spec(PATH_PATTERN, "", false, true, "the directory of a volume, such as ${.PVC.namespace}/${.PVC.name}"),

@@ -67,13 +67,8 @@ pub async fn serve(options: NodeArgs) -> Result<(), String> {
         .and_then(|()| places.mount_dir.canonicalize())
         .map_err(|error| format!("the directory for mounts {}: {error}", places.mount_dir.display()))?;
     let ready = Arc::new(AtomicBool::new(false));
-    let sessions = Sessions::new(
-        records.clone(),
-        &mount_dir,
-        &places.mounter_socket,
-        options.max_sessions,
-        options.start_timeout,
-    );
+    let sessions =
+        Sessions::new(records.clone(), &mount_dir, &places.mounter_socket, options.max_sessions, options.start_timeout);
     let driver = Driver::new(&options.service.driver_name, ready.clone());
     let node = Arc::new(Node { targets: Targets::new(records.clone()), sessions, options, ready });
     let endpoint = node.options.service.endpoint.clone();
@@ -185,9 +180,8 @@ impl NodeService for Plugin {
         if request.volume_path.is_empty() {
             return Err(Status::invalid_argument("volume_path is missing"));
         }
-        let not_found = || {
-            Status::not_found(format!("volume {} is not published at {}", request.volume_id, request.volume_path))
-        };
+        let not_found =
+            || Status::not_found(format!("volume {} is not published at {}", request.volume_id, request.volume_path));
         let target = sys::resolve_target(&request.volume_path, std::path::Path::new("")).map_err(|_| not_found())?;
         let record =
             node.targets.get(&target).filter(|record| record.volume_id == request.volume_id).ok_or_else(not_found)?;
@@ -243,10 +237,7 @@ impl NodeService for Plugin {
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 
-    async fn node_get_info(
-        &self,
-        _: Request<NodeGetInfoRequest>,
-    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+    async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.0.options.node_id.clone(),
             max_volumes_per_node: self.0.options.max_volumes,

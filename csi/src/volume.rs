@@ -125,9 +125,10 @@ pub fn capability(capability: Option<&VolumeCapability>) -> Result<(Mode, Vec<St
     };
     let group = match mount.volume_mount_group.trim() {
         "" => None,
-        text => Some(text.parse().map_err(|_| {
-            invalid(format!("volume_mount_group {text:?} is no group number; set fsGroup to one"))
-        })?),
+        text => Some(
+            text.parse()
+                .map_err(|_| invalid(format!("volume_mount_group {text:?} is no group number; set fsGroup to one")))?,
+        ),
     };
     let fs_type = mount.fs_type.as_str();
     if !matches!(fs_type, "" | "fuse" | "alluxio" | "fuse.alluxio-fuse" | "ext4") {
@@ -231,8 +232,8 @@ fn source(settings: &Settings) -> Result<(String, String), Status> {
 /// # Errors
 /// INVALID_ARGUMENT.
 pub fn ufs_uri(text: &str) -> Result<UfsUri, Status> {
-    let uri = UfsUri::parse(text)
-        .map_err(|error| invalid(format!("ufs: {}", common::redact::text(error.message()))))?;
+    let uri =
+        UfsUri::parse(text).map_err(|error| invalid(format!("ufs: {}", common::redact::text(error.message()))))?;
     if uri.authority().contains('@') && uri.authority().split('@').next().is_some_and(|login| login.contains(':')) {
         return Err(invalid("ufs has a password in it; put credentials into the Secret of the volume"));
     }

@@ -172,7 +172,8 @@ fn is_helper_name(name: &OsStr) -> bool {
 
 /// Puts the word `mount` into the form that fstab uses: `alluxio-fuse <uri> <mount point> -o ...`.
 fn normalize(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    const WORDS: [&str; 10] = ["mount", "umount", "unmount", "serve", "status", "help", "--help", "-h", "--version", "-V"];
+    const WORDS: [&str; 10] =
+        ["mount", "umount", "unmount", "serve", "status", "help", "--help", "-h", "--version", "-V"];
     let Some(first) = arguments.get(1) else { return arguments };
     let known = WORDS.iter().any(|word| first == word);
     // A word that is no path and stands alone is a mistyped command, and is reported as such.

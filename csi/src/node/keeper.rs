@@ -127,7 +127,14 @@ async fn attend(node: &Arc<Node>, slot: &Arc<Slot>, listed: Option<&[Listed]>, m
         *slot.idle.lock() = None;
     }
     match (ailment(&state, slot, listed, mounts), listed) {
-        (None, _) => {}
+        (None, _) => {
+            if let Some(live) = &state.live
+                && slot.unbound.swap(false, Ordering::AcqRel)
+            {
+                let device = live.device;
+                rebind(node, slot, device).await;
+            }
+        }
         // Without a mounter nothing can be mended; but programs must not wait for it forever.
         (Some(why), None) => {
             trouble(slot, &why);
@@ -185,11 +192,14 @@ async fn mend(node: &Arc<Node>, slot: &Arc<Slot>, state: &mut State) {
 /// Binds all targets of a session to its mount, where they are not already.
 pub async fn rebind(node: &Arc<Node>, slot: &Arc<Slot>, device: common::mountinfo::Device) {
     for record in node.targets.of(&slot.key) {
-        // A call that is under way for it binds the new mount itself, or takes it away.
-        let Ok(_claim) = node.targets.claim(&record.target) else { continue };
+        let Ok(_claim) = node.targets.claim(&record.target) else {
+            // A call is under way for it, perhaps one that ends without binding it: the next look sees.
+            slot.unbound.store(true, Ordering::Release);
+            continue;
+        };
         let Some(TargetRecord { target, .. }) = node.targets.get(&record.target) else { continue };
         match targets::bind(slot, device, &record, true).await {
-            Ok(()) => tracing::info!("{} is mounted again", target.display()),
+            Ok(()) => tracing::info!("{} is mounted", target.display()),
             Err(status) => tracing::warn!("{}: {}", target.display(), status.message()),
         }
     }

@@ -101,6 +101,8 @@ pub struct Slot {
     pub seen: Mutex<Seen>,
     /// Since when nobody uses it.
     pub idle: Mutex<Option<Instant>>,
+    /// Whether it was started by a call, so that the keeper has to bind its other targets again.
+    pub unbound: std::sync::atomic::AtomicBool,
     /// Whether somebody looks at it right now.
     pub looking: std::sync::atomic::AtomicBool,
 }
@@ -190,6 +192,7 @@ impl Sessions {
             seen: Mutex::default(),
             idle: Mutex::default(),
             looking: std::sync::atomic::AtomicBool::new(false),
+            unbound: std::sync::atomic::AtomicBool::new(false),
             key: key.clone(),
         });
         slots.insert(key, slot.clone());
@@ -221,6 +224,7 @@ impl Sessions {
                 return Ok((slot, device));
             }
             let device = self.start(&slot, &mut state).await?;
+            slot.unbound.store(true, std::sync::atomic::Ordering::Release);
             drop(state);
             return Ok((slot, device));
         }
@@ -274,9 +278,8 @@ impl Sessions {
             if kib > 0 {
                 let device = made.device;
                 // Without it only the window is smaller.
-                let _ = std::thread::Builder::new()
-                    .name("readahead".into())
-                    .spawn(move || sys::set_readahead(device, kib));
+                let _ =
+                    std::thread::Builder::new().name("readahead".into()).spawn(move || sys::set_readahead(device, kib));
             }
             Ok(made)
         })

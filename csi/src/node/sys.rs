@@ -96,29 +96,30 @@ pub fn mounts_at(place: &Path) -> Result<Vec<Mount>, Status> {
 /// # Errors
 /// FAILED_PRECONDITION without /dev/fuse or the right to mount, INTERNAL otherwise.
 pub fn mount_fuse(place: &Path, flags: FuseFlags) -> Result<Made, Status> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|error| {
-        match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Status::failed_precondition(
-                "this node has no /dev/fuse: load the kernel module (modprobe fuse)",
-            ),
+    let device =
+        OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                Status::failed_precondition("this node has no /dev/fuse: load the kernel module (modprobe fuse)")
+            }
             Some(libc::EPERM | libc::EACCES) => {
                 Status::failed_precondition("/dev/fuse may not be opened: the node service must run privileged")
             }
             _ => failed("/dev/fuse", error),
-        }
-    })?;
+        })?;
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={}",
         device.as_raw_fd(),
         flags.max_read
     );
-    mount(Some("alluxio-fuse"), place, Some(FS_TYPE), mount_flags(flags), Some(options.as_str())).map_err(
-        |errno| match errno {
-            Errno::EPERM => Status::failed_precondition("mounting is not permitted: the node service must run privileged"),
+    mount(Some("alluxio-fuse"), place, Some(FS_TYPE), mount_flags(flags), Some(options.as_str())).map_err(|errno| {
+        match errno {
+            Errno::EPERM => {
+                Status::failed_precondition("mounting is not permitted: the node service must run privileged")
+            }
             Errno::ENODEV => Status::failed_precondition("this kernel has no FUSE: load the module (modprobe fuse)"),
             _ => failed(format_args!("mounting at {}", place.display()), errno),
-        },
-    )?;
+        }
+    })?;
     match mounts_at(place)?.pop() {
         Some(mount) if mount.is_ours() => Ok(Made { connection: device.into(), device: mount.device }),
         _ => Err(Status::internal(format!("{}: the mount vanished as soon as it was made", place.display()))),
@@ -182,9 +183,8 @@ fn open_below(root: &File, directory: &str) -> Result<File, Status> {
     how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
     how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
     // SAFETY: the descriptor is open, the path ends with NUL, and `how` is valid for its size; all outlive the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &how, std::mem::size_of_val(&how))
-    };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &how, std::mem::size_of_val(&how)) };
     if fd >= 0 {
         // SAFETY: the kernel has just returned this descriptor; nobody else knows it.
         return Ok(unsafe { File::from_raw_fd(fd as i32) });
@@ -195,9 +195,9 @@ fn open_below(root: &File, directory: &str) -> Result<File, Status> {
             "there is no directory /{directory} in the volume; make it, or correct alluxioPath or subPath"
         )),
         Some(libc::ENOTDIR) => Status::failed_precondition(format!("/{directory} in the volume is no directory")),
-        Some(libc::ELOOP | libc::EXDEV) => {
-            Status::failed_precondition(format!("/{directory} in the volume leads through a link, which is not followed"))
-        }
+        Some(libc::ELOOP | libc::EXDEV) => Status::failed_precondition(format!(
+            "/{directory} in the volume leads through a link, which is not followed"
+        )),
         Some(libc::ENOTCONN | libc::ECONNABORTED) => {
             Status::unavailable("the file system has just ended; the call is repeated by kubelet")
         }
@@ -243,7 +243,9 @@ fn unmount_top(place: &Path) -> Result<(), Status> {
             tracing::warn!("{} was still in use and is detached", place.display());
             Ok(())
         }
-        Err(Errno::EPERM) => Err(Status::failed_precondition("unmounting is not permitted: the node service must run privileged")),
+        Err(Errno::EPERM) => {
+            Err(Status::failed_precondition("unmounting is not permitted: the node service must run privileged"))
+        }
         Err(errno) => Err(failed(format_args!("unmounting {}", place.display()), errno)),
     }
 }
@@ -298,10 +300,9 @@ pub fn make_target(target: &Path) -> Result<bool, Status> {
             }
             Err(Status::failed_precondition(format!("target_path {} is no directory; remove it", target.display())))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Status::failed_precondition(format!(
-            "the parent of target_path {} does not exist",
-            target.display()
-        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Status::failed_precondition(format!("the parent of target_path {} does not exist", target.display())))
+        }
         Err(error) => Err(failed(target.display(), error)),
     }
 }

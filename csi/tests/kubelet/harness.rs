@@ -25,7 +25,10 @@ use std::{
 };
 use tests::{machine::wait_for, mounts_work};
 use tokio::runtime::Runtime;
-use tonic::{Status, transport::{Channel, Endpoint}};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 /// How long a call or a read may take at the very most; only failures take it.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -36,7 +39,8 @@ pub fn alone() -> bool {
         return false;
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).expect("a mount namespace");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("a private tree");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .expect("a private tree");
     true
 }
 

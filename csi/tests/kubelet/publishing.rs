@@ -175,7 +175,8 @@ fn many_at_the_same_time() {
     });
     assert_eq!(kubelet.daemons().len(), 1);
     let all = targets.clone();
-    let right = bounded(move || all.iter().filter(|target| std::fs::read(target.join("file")).unwrap() == b"bytes").count());
+    let right =
+        bounded(move || all.iter().filter(|target| std::fs::read(target.join("file")).unwrap() == b"bytes").count());
     assert_eq!(right, 50);
     // Twice each, at the same time: one of two may be told to come again.
     kubelet.call(async |client| {
@@ -219,7 +220,8 @@ fn inline_volumes_groups_and_access_modes() {
 
     let mut grouped = request(&kubelet, &store, "set", "grouped");
     let mut wanted = capability(Mode::SingleNodeReaderOnly);
-    wanted.access_type = Some(AccessType::Mount(MountVolume { volume_mount_group: "4321".into(), ..Default::default() }));
+    wanted.access_type =
+        Some(AccessType::Mount(MountVolume { volume_mount_group: "4321".into(), ..Default::default() }));
     grouped.volume_capability = Some(wanted);
     kubelet.publish(grouped).unwrap();
     let file = kubelet.target("grouped").join("file");

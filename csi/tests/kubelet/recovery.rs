@@ -57,7 +57,11 @@ fn daemons_and_mounters_are_killed_and_volumes_come_back() {
         kubelet.signal_daemons(Signal::SIGKILL);
         readable(&kubelet, "pod", "a/file", b"bytes");
         readable(&kubelet, "inner", "file", b"bytes");
-        assert!(kubelet.mounts().len() <= 5, "round {round}: at most one dead mount below each: {:?}", kubelet.mounts());
+        assert!(
+            kubelet.mounts().len() <= 5,
+            "round {round}: at most one dead mount below each: {:?}",
+            kubelet.mounts()
+        );
     }
     let at = |pod: &str| kubelet.mounts().into_iter().rev().find(|mount| mount.point == kubelet.target(pod)).unwrap();
     assert!(at("inner").read_only && !at("pod").root.ends_with("a"));
@@ -129,7 +133,9 @@ fn a_volume_that_hangs_hangs_no_call() {
     assert!(!kubelet.target("pod").exists());
     kubelet.signal_daemons(Signal::SIGCONT);
     readable(&kubelet, "second", "file", b"bytes");
-    wait_for("the trouble to pass", || (!kubelet.stats("second").unwrap().volume_condition.unwrap().abnormal).then_some(()));
+    wait_for("the trouble to pass", || {
+        (!kubelet.stats("second").unwrap().volume_condition.unwrap().abnormal).then_some(())
+    });
     kubelet.unpublish("second").unwrap();
     kubelet.nothing_left();
 }

@@ -8,11 +8,7 @@ use super::{Failure, ServeArgs, mount};
 use crate::{
     adapter::Adapter,
     assemble::{CLUSTER_SCHEME, MountPlan},
-    session::{
-        SessionError, mounter, process,
-        run::Served,
-        signals,
-    },
+    session::{SessionError, mounter, process, run::Served, signals},
 };
 use common::{
     UfsUri,
@@ -166,7 +162,8 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
         .map(|dir| dir.join(&session.key).to_string_lossy().into_owned())
         .collect();
     for dir in &dirs {
-        std::fs::create_dir_all(dir).map_err(|error| SessionError::system(format!("the cache directory {dir}"), error))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|error| SessionError::system(format!("the cache directory {dir}"), error))?;
     }
     let conf = builder.set(keys::user::CLIENT_CACHE_DIRS.name(), &dirs.join(","), source("serve")).load()?;
     for warning in conf.warnings() {
@@ -191,21 +188,17 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
 }
 
 /// Starts the threads that answer the kernel.
-fn attend(
-    filesystem: Adapter,
-    threads: usize,
-    connection: OwnedFd,
-    events: mpsc::Sender<Event>,
-) -> Result<(), String> {
+fn attend(filesystem: Adapter, threads: usize, connection: OwnedFd, events: mpsc::Sender<Event>) -> Result<(), String> {
     let serve = move || {
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         config.n_threads = Some(threads.max(1));
-        let ended = fuser::Session::from_fd(filesystem, connection, fuser::SessionACL::All, config).and_then(|session| {
-            // The receiver lives as long as the process.
-            let _ = events.send(Event::Up);
-            session.run()
-        });
+        let ended =
+            fuser::Session::from_fd(filesystem, connection, fuser::SessionACL::All, config).and_then(|session| {
+                // The receiver lives as long as the process.
+                let _ = events.send(Event::Up);
+                session.run()
+            });
         let _ = events.send(Event::Ended(ended));
     };
     std::thread::Builder::new()

@@ -242,7 +242,11 @@ impl Mounter {
     fn start(&self, session: Session, connection: OwnedFd) -> io::Result<Answer> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("alluxio-fuse").args(["serve", "--session", &session.key]).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        command
+            .arg0("alluxio-fuse")
+            .args(["serve", "--session", &session.key])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null());
         // SAFETY: prctl is async-signal-safe and touches no memory of this process.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
