@@ -1,3 +1,4 @@
 //! What object stores have in common.
 
 pub mod names;
+pub mod writes;

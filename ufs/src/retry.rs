@@ -38,10 +38,22 @@ impl Attempts {
         self
     }
 
+    /// For a call whose answer may take `time` more.
+    pub fn thinking(mut self, time: Duration) -> Self {
+        self.give_up += time;
+        self.end += time;
+        self
+    }
+
     /// Notes that something arrived: what comes next counts as a first attempt.
     pub fn progress(&mut self) {
         self.made = 0;
         self.since = Instant::now();
+    }
+
+    /// Whether the call must end now whatever progress it makes.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.end
     }
 
     /// How long the call may still take.

@@ -9,6 +9,7 @@
 //! [`S3Options::check_directory`](crate::options::S3Options) the second is made only when there is no object, or an
 //! empty one; an object beside a directory of its name is then shown right only by listings.
 
+mod body;
 mod client;
 mod credentials;
 mod endpoint;
@@ -17,6 +18,7 @@ mod list;
 mod read;
 mod sign;
 mod transport;
+mod write;
 mod xml;
 
 use self::{
@@ -27,7 +29,10 @@ use self::{
 };
 use crate::{
     deadline::within,
-    object::names::{Place, place_of},
+    object::{
+        names::{Place, place_of},
+        writes::ObjectWrites,
+    },
     observe::observe,
     options::UfsOptions,
     retry::Attempts,
@@ -225,6 +230,10 @@ impl S3 {
 impl UnderStorage for S3 {
     fn uri(&self) -> &UfsUri {
         &self.uri
+    }
+
+    fn objects(&self) -> Option<&dyn ObjectWrites> {
+        Some(self)
     }
 
     async fn probe(&self) -> Result<()> {

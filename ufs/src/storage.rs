@@ -7,6 +7,7 @@
 //! - a listing names each entry once, and hides none: names that no file can have are shown by the rule of
 //!   `object/names.rs`.
 
+use crate::object::writes::ObjectWrites;
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
@@ -82,6 +83,12 @@ pub trait UnderStorage: Send + Sync + 'static {
     /// What changes files here, for a storage with the semantics of POSIX. `None`: it has none of its own, see
     /// [`common::change`].
     fn changes(&self) -> Option<&dyn Changes> {
+        None
+    }
+
+    /// How objects are changed here, for an object store that takes changes. `None`: it is read-only, or has
+    /// [`changes`](Self::changes) of its own.
+    fn objects(&self) -> Option<&dyn ObjectWrites> {
         None
     }
 

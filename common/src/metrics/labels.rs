@@ -68,6 +68,16 @@ labels! {
         Read = "read",
         /// The target of a link.
         ReadLink = "read_link",
+        /// An object written in one piece.
+        Put = "put",
+        /// A part of an object.
+        Upload = "upload",
+        /// The beginning, the end or the giving up of an upload in parts.
+        Multipart = "multipart",
+        /// A copy made by the service.
+        Copy = "copy",
+        /// Objects removed.
+        Delete = "delete",
     }
 
     /// Why a request failed, as far as one looks at dashboards for it.

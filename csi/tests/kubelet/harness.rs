@@ -198,6 +198,17 @@ impl Kubelet {
         self.call(async |mut client| client.node_get_volume_stats(request).await.map(tonic::Response::into_inner))
     }
 
+    /// What the doctor says, and whether all is well.
+    pub fn doctor(&self) -> (bool, String) {
+        let home = self.home.path();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alluxio-csi"));
+        command.env_clear().arg("doctor").arg("--state-dir").arg(home.join("kube/state"));
+        command.arg("--mount-dir").arg(home.join("kube/mounts"));
+        command.arg("--mounter-socket").arg(home.join("mounter/m.sock"));
+        let output = command.output().expect("the doctor");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The processes that serve sessions.
     pub fn daemons(&self) -> Vec<i32> {
         let mounter = self.mounter.pid();

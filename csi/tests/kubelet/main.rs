@@ -3,6 +3,7 @@
 //! Each test runs in a mount namespace of its own thread, in which its children live too, so that nothing outlives it: the
 //! kernel kills the children with the thread, and the mounts go with the last of them.
 
+mod controller;
 mod harness;
 mod input;
 mod publishing;

@@ -276,3 +276,20 @@ fn the_orderly_end_of_the_plugin_leaves_mounts_and_that_of_the_mounter_waits_for
     let mounter = std::mem::replace(&mut kubelet.mounter, crate::harness::Process::none());
     assert!(mounter.end().success());
 }
+
+#[test]
+fn the_doctor_sees_what_is_and_what_is_wrong() {
+    if !alone() {
+        return;
+    }
+    let store = Store::start();
+    store.put("set/file", "bytes");
+    let mut kubelet = Kubelet::start(&["--check-interval", "1h"]);
+    kubelet.publish(request(&kubelet, &store, "set", "pod")).unwrap();
+    let (code, text) = kubelet.doctor();
+    assert!(code && text.contains("all is well") && text.contains("pods/pod"), "{text}");
+    kubelet.mounter.kill();
+    let (code, text) = kubelet.doctor();
+    assert!(!code && text.contains("WRONG the mounter"), "{text}");
+    kubelet.unpublish("pod").unwrap();
+}

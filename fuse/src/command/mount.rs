@@ -258,6 +258,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
+        look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
         close: Box::new(move || {

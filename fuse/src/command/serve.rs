@@ -6,7 +6,7 @@
 
 use super::{Failure, ServeArgs, mount};
 use crate::{
-    adapter::Adapter,
+    adapter::{Adapter, InTurn},
     assemble::{CLUSTER_SCHEME, MountPlan},
     session::{SessionError, mounter, process, run::Served, signals},
 };
@@ -129,8 +129,9 @@ fn start(
             format!("{shown} did not answer within {} s; check the address and the network", limit.as_secs())
         })?
         .map_err(|error| error.message().to_owned())?;
-    let Served { filesystem, threads, close, .. } = served;
-    attend(filesystem, threads, connection, events)?;
+    let Served { filesystem, threads, look, close, .. } = served;
+    let same = connection.try_clone().map_err(|error| format!("the descriptor of the connection: {error}"))?;
+    attend(InTurn::new(filesystem, same, look), threads, connection, events)?;
     match queue.recv_timeout(limit) {
         Ok(Event::Up) => Ok(close),
         Ok(Event::Ended(Err(error))) => Err(format!("the connection to the kernel: {error}")),
@@ -188,7 +189,12 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
 }
 
 /// Starts the threads that answer the kernel.
-fn attend(filesystem: Adapter, threads: usize, connection: OwnedFd, events: mpsc::Sender<Event>) -> Result<(), String> {
+fn attend(
+    filesystem: InTurn<Adapter>,
+    threads: usize,
+    connection: OwnedFd,
+    events: mpsc::Sender<Event>,
+) -> Result<(), String> {
     let serve = move || {
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;

@@ -111,6 +111,13 @@ impl S3Error {
         error
     }
 
+    /// An error with a code that this server does not give by itself.
+    pub(crate) fn named(status: StatusCode, code: &'static str) -> Self {
+        let mut error = Self::of_status(status);
+        error.0.code = code;
+        error
+    }
+
     /// An I/O error of the backend.
     pub(crate) fn io(what: &str, error: &std::io::Error) -> Self {
         Self::new(Code::InternalError, format!("{what}: {error}"))

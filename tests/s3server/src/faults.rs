@@ -14,6 +14,14 @@ use crate::operation::Operation;
 pub enum Action {
     /// An error with this HTTP status and the S3 code that goes with it (503: SlowDown, 403: AccessDenied, 404: NoSuchKey, 500: InternalError).
     Error(u16),
+    /// An error with this HTTP status and this S3 code.
+    Code(u16, &'static str),
+    /// Do what is asked, and then answer with an error of this HTTP status.
+    ActThenError(u16),
+    /// Do what is asked, and then close the connection with a reset instead of an answer.
+    ActThenDrop,
+    /// Close the connection with a reset after so many bytes of the request's body. Bodies that are not longer stay whole.
+    ResetRequestAfter(u64),
     /// Wait this long before the answer, which is otherwise right.
     Delay(Duration),
     /// Never answer; ends when the client closes the connection or the server stops.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use parking_lot::RwLock;
 
@@ -51,7 +52,7 @@ impl Handler for Service {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, connection: Arc<Connection>) -> Response {
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         if self.control
             && let Some(command) = parts.uri.path().strip_prefix("/-/")
         {
@@ -77,12 +78,29 @@ impl Handler for Service {
             }
             _ => {}
         }
+        if let Some(Action::ResetRequestAfter(bytes)) = &action
+            && crate::upload::expected_length(&parts.headers).is_some_and(|length| length > *bytes)
+        {
+            swallow(&mut body, *bytes).await;
+            connection.abort();
+            std::future::pending().await
+        }
         let result = match (target, &action) {
             (_, Some(action)) if refusal(action).is_some() => {
                 Err(refusal(action).unwrap_or_else(|| S3Error::of_status(StatusCode::INTERNAL_SERVER_ERROR)))
             }
             (Err(error), _) => Err(error),
             (Ok(target), action) => self.dispatch(&target, &parts, body, action.as_ref()).await,
+        };
+        let result = match (result, &action) {
+            (Ok(_), Some(Action::ActThenError(status))) => {
+                Err(S3Error::of_status(StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)))
+            }
+            (Ok(_), Some(Action::ActThenDrop)) => {
+                connection.abort();
+                std::future::pending().await
+            }
+            (result, _) => result,
         };
         let wait = Duration::from_micros(self.latency.load(Ordering::Relaxed)) + decision.delay;
         if !wait.is_zero() {
@@ -106,11 +124,24 @@ impl Handler for Service {
     }
 }
 
+/// Takes so many bytes of a body.
+async fn swallow(body: &mut Incoming, bytes: u64) {
+    let mut taken = 0;
+    while taken < bytes
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+}
+
 /// The error that an action answers with.
 fn refusal(action: &Action) -> Option<S3Error> {
     match action {
         Action::Error(status) => {
             Some(S3Error::of_status(StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)))
+        }
+        Action::Code(status, code) => {
+            Some(S3Error::named(StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), code))
         }
         Action::Redirect { status, region, location } => {
             let code = if *status == 307 { Code::TemporaryRedirect } else { Code::PermanentRedirect };

@@ -1,6 +1,7 @@
 //! Sends requests to S3: signed, bounded in number and time, repeated when that may help.
 
 use super::{
+    body::{Outgoing, Payload},
     credentials::Credentials,
     endpoint::Endpoint,
     errors::{Failure, Remedy, failure},
@@ -16,10 +17,14 @@ use common::{
     metrics::{UfsOp, metrics},
 };
 use http::{HeaderMap, Method, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
-    sync::Arc,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,8 +35,8 @@ const FAULT: usize = 64 << 10;
 /// A request; an empty key is the bucket itself.
 #[derive(Debug, Clone, Default)]
 pub struct Request<'a> {
-    /// HEAD instead of GET.
-    pub head: bool,
+    /// GET unless it is said otherwise.
+    pub method: Method,
     /// The key, as it is.
     pub key: &'a str,
     /// Names and values of the query, sorted by name.
@@ -40,11 +45,17 @@ pub struct Request<'a> {
     pub range: Option<(u64, u64)>,
     /// The etag that the object must have, as the header wants it.
     pub if_match: Option<&'a str>,
+    /// Further headers, names in lower case; those that begin with `x-amz-` are signed.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// The body, with its hash.
+    pub body: Option<&'a Payload>,
+    /// How long the service may think when it has the body; the usual deadline when that is longer.
+    pub patience: Duration,
 }
 
 /// The head of an answer that was no error; the body is still to come. Dropping it frees its place among the requests.
 pub struct Answer {
-    /// 200 or 206.
+    /// 200, 204 or 206.
     pub status: StatusCode,
     /// Headers.
     pub headers: HeaderMap,
@@ -175,9 +186,10 @@ impl S3Client {
             query.push('=');
             encode(value, false, &mut query);
         }
-        let method = if request.head { Method::HEAD } else { Method::GET };
+        let head = request.method == Method::HEAD;
+        let hash = request.body.map_or(EMPTY_HASH, |body| body.hash.as_str());
         let mut built = http::Request::builder()
-            .method(method.clone())
+            .method(request.method.clone())
             .uri(endpoint.uri(&path, &query).map_err(Failure::lasting)?)
             .header(header::HOST, &endpoint.host)
             .header(header::USER_AGENT, concat!("alluxio/", env!("CARGO_PKG_VERSION")));
@@ -187,22 +199,33 @@ impl S3Client {
         if let Some(etag) = request.if_match {
             built = built.header(header::IF_MATCH, etag);
         }
+        if let Some(body) = request.body {
+            built = built.header(header::CONTENT_LENGTH, body.length());
+        }
+        for (name, value) in request.headers {
+            built = built.header(*name, *value);
+        }
         if let Some(keys) = keys {
             let time = amz_date(SystemTime::now());
-            let mut signed =
-                vec![("host", endpoint.host.as_str()), ("x-amz-content-sha256", EMPTY_HASH), ("x-amz-date", &time)];
+            let mut own = vec![("x-amz-content-sha256", hash), ("x-amz-date", &time)];
             if let Some(token) = keys.token() {
-                signed.push(("x-amz-security-token", token.reveal()));
+                own.push(("x-amz-security-token", token.reveal()));
             }
+            let mut signed = vec![("host", endpoint.host.as_str())];
+            signed.extend(&own);
+            signed.extend(request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-")));
+            signed.sort_unstable();
             let path = if path.is_empty() { "/" } else { &path };
-            let value =
-                self.signer.authorization(keys, &endpoint.region, &time, method.as_str(), path, &query, &signed);
-            for (name, value) in &signed[1..] {
+            let method = request.method.as_str();
+            let value = self.signer.authorization(keys, &endpoint.region, &time, method, path, &query, &signed, hash);
+            for (name, value) in &own {
                 built = built.header(*name, *value);
             }
             built = built.header(header::AUTHORIZATION, value);
         }
-        let built = built.body(Empty::new()).map_err(|error| {
+        let outgoing = request.body.map_or_else(Outgoing::empty, Payload::outgoing);
+        let sent = outgoing.sent();
+        let built = built.body(outgoing).map_err(|error| {
             Failure::lasting(Error::with_source(ErrorKind::InvalidArgument, format!("{what}: {error}"), error))
         })?;
 
@@ -212,8 +235,9 @@ impl S3Client {
             _ => return Err(Failure::lasting(timed_out(wait, what))),
         };
         metrics().ufs_requests.of(op).inc();
-        let wait = attempts.left().min(self.options.deadline);
-        let answer = match tokio::time::timeout(wait, self.http.request(built)).await {
+        let deadline = self.options.deadline.max(request.patience);
+        let wait = attempts.left().min(deadline);
+        let answer = match self.await_answer(self.http.request(built), sent, wait, attempts).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 let reason = innermost(&error);
@@ -228,30 +252,57 @@ impl S3Client {
             Err(_) => return Err(Failure::passing(timed_out(wait, what))),
         };
         let (parts, body) = answer.into_parts();
-        let answer = Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body,
-            deadline: self.options.deadline,
-            _place: place,
-        };
-        if matches!(answer.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+        let answer = Answer { status: parts.status, headers: parts.headers, body, deadline, _place: place };
+        if matches!(answer.status, StatusCode::OK | StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT) {
             return Ok(answer);
         }
         let region =
             answer.headers.get("x-amz-bucket-region").and_then(|region| region.to_str().ok()).map(str::to_owned);
         let status = answer.status;
-        let fault =
-            if request.head { None } else { answer.text(what, FAULT).await.ok().and_then(|text| parse_fault(&text)) };
+        let fault = if head { None } else { answer.text(what, FAULT).await.ok().and_then(|text| parse_fault(&text)) };
         let region = region.or_else(|| fault.as_ref().and_then(|fault| fault.region.clone()));
         let region = region.filter(|region| *region != endpoint.region);
         let mut failed = failure(what, status, fault.as_ref(), region.as_deref());
         // The answer to a HEAD has no code; for temporary keys this is how it says that they are expired.
         let temporary = keys.is_some_and(|keys| keys.token().is_some());
-        if request.head && status == StatusCode::BAD_REQUEST && temporary && failed.remedy == Remedy::None {
+        if head && status == StatusCode::BAD_REQUEST && temporary && failed.remedy == Remedy::None {
             failed.remedy = Remedy::Credentials;
         }
         Err(failed)
+    }
+}
+
+impl S3Client {
+    /// Waits for the head of an answer: `wait` from the last byte of the body that was taken, and no longer than the call
+    /// may take as a whole.
+    async fn await_answer<T>(
+        &self,
+        answer: impl Future<Output = T>,
+        sent: Arc<AtomicU64>,
+        wait: Duration,
+        attempts: &Attempts,
+    ) -> Result<T, ()> {
+        let mut answer = std::pin::pin!(answer);
+        let mut before = 0;
+        loop {
+            if let Ok(done) = tokio::time::timeout(wait, &mut answer).await {
+                return Ok(done);
+            }
+            let now = sent.load(Ordering::Relaxed);
+            if now == before || attempts.is_over() {
+                return Err(());
+            }
+            before = now;
+        }
+    }
+
+    /// The bucket and a key, as the header that names the source of a copy wants them.
+    pub fn copy_source(&self, key: &str) -> String {
+        let mut text = String::from("/");
+        encode(&self.endpoint.load().bucket, false, &mut text);
+        text.push('/');
+        encode(key, true, &mut text);
+        text
     }
 }
 

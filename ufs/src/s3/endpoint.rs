@@ -17,7 +17,8 @@ pub struct Endpoint {
     /// What comes before the key: `/`, or the bucket and `/`, encoded.
     base: String,
     custom: bool,
-    bucket: String,
+    /// The bucket.
+    pub bucket: String,
     path_style: bool,
 }
 

@@ -44,9 +44,11 @@ fn by_code(code: &str) -> Option<(ErrorKind, &'static str, bool)> {
     Some(match code {
         "NoSuchBucket" => (NotFound, "there is no such bucket; check its name, the endpoint and the region", false),
         "NoSuchKey" | "NoSuchVersion" => (NotFound, "there is no such object", false),
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => {
-            (PermissionDenied, "access is denied; the credentials need s3:ListBucket and s3:GetObject here", false)
-        }
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => (
+            PermissionDenied,
+            "access is denied; the credentials need s3:ListBucket and s3:GetObject here, to write also s3:PutObject and s3:DeleteObject",
+            false,
+        ),
         "InvalidAccessKeyId" => {
             (PermissionDenied, "the access key is not known there; check s3a.accessKeyId or AWS_ACCESS_KEY_ID", false)
         }
@@ -67,6 +69,17 @@ fn by_code(code: &str) -> Option<(ErrorKind, &'static str, bool)> {
         "InvalidRange" => (Stale, "the object is shorter than it was", false),
         "PreconditionFailed" => (Stale, "the object changed meanwhile", false),
         "InvalidObjectState" => (PermissionDenied, "the object is archived; restore it first", false),
+        "NoSuchUpload" => (NotFound, "the upload is gone; a rule of the bucket or another client aborted it", false),
+        "EntityTooLarge" | "MaxMessageLengthExceeded" => (TooLarge, "the service takes no object of this size", false),
+        "MetadataTooLarge" => (InvalidArgument, "the attributes of the object are too long for its metadata", false),
+        "QuotaExceeded" | "QuotaExceededException" | "XMinioAdminBucketQuotaExceeded" => {
+            (QuotaExceeded, "the quota of the bucket or of the account is used up", false)
+        }
+        "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => (NoSpace, "the storage is full", false),
+        "BadDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" | "IncompleteBody" => {
+            (Unavailable, "the body arrived damaged", true)
+        }
+        "ConditionalRequestConflict" => (Unavailable, "another change was under way", true),
         "KeyTooLongError" => (NameTooLong, "the key is too long", false),
         "MethodNotAllowed" | "NotImplemented" => (Unsupported, "the service has no such operation", false),
         "SlowDown" | "ServiceUnavailable" | "RequestLimitExceeded" | "TooManyRequests" | "Busy" => {
@@ -87,6 +100,9 @@ fn by_status(status: StatusCode) -> (ErrorKind, &'static str, bool) {
         400 => (InvalidArgument, "the request was refused; check region, endpoint and credentials", false),
         405 | 501 => (Unsupported, "the service has no such operation; check the endpoint", false),
         408 => (TimedOut, "the service waited too long for this host", true),
+        409 => (Unavailable, "another change was under way", true),
+        413 => (TooLarge, "the service takes no object of this size", false),
+        507 => (NoSpace, "the storage is full", false),
         412 | 416 => (Stale, "the object changed meanwhile", false),
         429 | 503 => (Unavailable, "the service is overloaded", true),
         500..=599 => (Unavailable, "the service failed", true),
@@ -138,6 +154,10 @@ mod tests {
             ("NoSuchBucket", 404, ErrorKind::NotFound, Remedy::None),
             ("SignatureDoesNotMatch", 403, ErrorKind::PermissionDenied, Remedy::None),
             ("ExpiredToken", 400, ErrorKind::PermissionDenied, Remedy::Credentials),
+            ("QuotaExceeded", 403, ErrorKind::QuotaExceeded, Remedy::None),
+            ("EntityTooLarge", 400, ErrorKind::TooLarge, Remedy::None),
+            ("Odd", 507, ErrorKind::NoSpace, Remedy::None),
+            ("IncompleteBody", 400, ErrorKind::Unavailable, Remedy::Again),
             ("SlowDown", 503, ErrorKind::Unavailable, Remedy::Again),
             ("PreconditionFailed", 412, ErrorKind::Stale, Remedy::None),
             ("RequestTimeout", 400, ErrorKind::TimedOut, Remedy::Again),

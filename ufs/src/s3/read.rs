@@ -13,7 +13,7 @@ use common::{
     Attr, Error, ErrorKind, FileKind, Result, Timestamp, Version,
     metrics::{UfsOp, metrics},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 
 /// The most bytes that are read and thrown away when a service does not know ranges.
 const SKIP: u64 = 64 << 20;
@@ -33,16 +33,18 @@ pub fn version_of(etag: Option<&str>, size: u64, modified: Timestamp) -> Version
 }
 
 /// The `If-Match` header that asks for `version`, if there is one: weak etags match nothing.
-fn if_match(version: &Version) -> Option<String> {
+pub fn if_match(version: &Version) -> Option<String> {
     let text = version.as_str();
     (!text.is_empty() && !text.starts_with("W/") && !text.starts_with(MADE_UP)).then(|| format!("\"{text}\""))
 }
 
-fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+/// A header as text.
+pub fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn attr_of(headers: &HeaderMap, size: u64) -> Attr {
+/// The attributes that the headers of an answer tell.
+pub fn attr_of(headers: &HeaderMap, size: u64) -> Attr {
     let modified = text(headers, header::LAST_MODIFIED)
         .and_then(|time| httpdate::parse_http_date(time).ok())
         .map_or(Timestamp { sec: 0, nsec: 0 }, Timestamp::from);
@@ -50,7 +52,8 @@ fn attr_of(headers: &HeaderMap, size: u64) -> Attr {
     Attr::of_object(FileKind::File, size, modified, version)
 }
 
-fn content_length(what: &str, headers: &HeaderMap) -> Result<u64> {
+/// The length that the headers tell.
+pub fn content_length(what: &str, headers: &HeaderMap) -> Result<u64> {
     text(headers, header::CONTENT_LENGTH).and_then(|length| length.trim().parse().ok()).ok_or_else(|| {
         Error::new(
             ErrorKind::Corrupt,
@@ -70,7 +73,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
 /// The attributes of an object.
 pub async fn head(client: &S3Client, op: UfsOp, what: &str, key: &str) -> Result<Attr> {
     let mut attempts = Attempts::new(&client.options, 0);
-    let request = Request { head: true, key, ..Default::default() };
+    let request = Request { method: Method::HEAD, key, ..Default::default() };
     let answer = client.call(op, what, &request, &mut attempts).await?;
     Ok(attr_of(&answer.headers, content_length(what, &answer.headers)?))
 }

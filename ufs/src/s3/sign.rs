@@ -1,6 +1,6 @@
-//! AWS Signature Version 4 for requests without a body.
+//! AWS Signature Version 4.
 //!
-//! Signed are the host and every `x-amz-` header, among them the hash of the empty body, so that the signature holds over
+//! Signed are the host and every `x-amz-` header, among them the hash of the body, so that the signature holds over
 //! plain HTTP as well. The request line is signed as it is sent: path and query come percent-encoded once, by [`encode`].
 
 use super::credentials::Keys;
@@ -43,7 +43,7 @@ impl Signer {
     /// The value of `Authorization` for a request.
     ///
     /// `time` is as in `x-amz-date` (`20130524T000000Z`), `path` and `query` as sent (the query sorted by name), `headers`
-    /// those to sign, lower case and sorted.
+    /// those to sign, lower case and sorted, `hash` the SHA-256 of the body as in `x-amz-content-sha256`.
     #[allow(clippy::too_many_arguments)]
     pub fn authorization(
         &self,
@@ -54,6 +54,7 @@ impl Signer {
         path: &str,
         query: &str,
         headers: &[(&str, &str)],
+        hash: &str,
     ) -> String {
         let mut canonical = format!("{method}\n{path}\n{query}\n");
         let mut names = String::new();
@@ -64,7 +65,7 @@ impl Signer {
             }
             names.push_str(name);
         }
-        let _ = write!(canonical, "\n{names}\n{EMPTY_HASH}");
+        let _ = write!(canonical, "\n{names}\n{hash}");
         let date = time.get(..8).unwrap_or(time);
         let scope = format!("{date}/{region}/s3/aws4_request");
         let hash = hex::encode(Sha256::digest(canonical.as_bytes()));
@@ -127,7 +128,7 @@ mod tests {
         let hash = ("x-amz-content-sha256", EMPTY_HASH);
         let date = ("x-amz-date", "20130524T000000Z");
         let sign = |path: &str, query: &str, headers: &[(&str, &str)]| {
-            let value = signer.authorization(&keys, "us-east-1", date.1, "GET", path, query, headers);
+            let value = signer.authorization(&keys, "us-east-1", date.1, "GET", path, query, headers, EMPTY_HASH);
             value.rsplit_once("Signature=").unwrap().1.to_owned()
         };
         assert_eq!(

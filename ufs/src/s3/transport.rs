@@ -2,11 +2,10 @@
 //!
 //! This is hyper's client and not reqwest, because a URL library that tidies paths cannot ask for keys such as `a/../b`.
 
+use super::body::Outgoing;
 use crate::{environment::Environment, options::UfsOptions, tls};
-use bytes::Bytes;
 use common::Result;
 use http::Uri;
-use http_body_util::Empty;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -32,7 +31,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 /// A pool of connections.
-pub type Http = Client<HttpsConnector<Connector>, Empty<Bytes>>;
+pub type Http = Client<HttpsConnector<Connector>, Outgoing>;
 
 /// Makes a pool. TLS is set up only when it is needed, so that plain HTTP never fails for the lack of certificates.
 pub fn http(options: &UfsOptions, secure: bool, ca_file: Option<&Path>) -> Result<Http> {

@@ -3,6 +3,7 @@
 mod credentials;
 #[path = "../support/http.rs"]
 mod http;
+mod writes;
 
 use common::{Attr, ErrorKind, FileKind, Result, UfsPath, UfsUri, Version};
 use s3server::{Action, Credentials, Fault, Operation, Options, Server, Synthetic, test_ca};

@@ -1,0 +1,277 @@
+"""Manifests, samples and templates: valid for the API server, consistent with themselves and with the programs."""
+import json
+import re
+import subprocess
+import tempfile
+import unittest
+
+import jsonschema
+
+from support import CHART, DEPLOY, MANIFESTS, SAMPLES, documents, named, pod_of, program
+
+API = json.loads((DEPLOY / "tests/schemas/kubernetes.json").read_text())
+# Kinds of others' CRDs, which Kubernetes' own API does not have.
+FOREIGN = {"monitoring.coreos.com/v1 ServiceMonitor"}
+# Kinds that only configure a program of others.
+NOT_APPLIED = {"test-driver.yaml"}
+
+
+def problems(doc):
+    """What the API server would refuse."""
+    kind = f"{doc.get('apiVersion')} {doc.get('kind')}"
+    if kind in FOREIGN:
+        return []
+    if kind not in API["kinds"]:
+        return [f"{kind} is not in tests/schemas/kubernetes.json; add it to reduce.py if it exists"]
+    schema = {"$ref": f"#/definitions/{API['kinds'][kind]}", "definitions": API["definitions"]}
+    validator = jsonschema.Draft7Validator(schema)
+    return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(doc)]
+
+
+def everything():
+    """(file name, document) of all that is applied."""
+    for path in [*MANIFESTS, *SAMPLES]:
+        if path.name in NOT_APPLIED:
+            continue
+        for doc in documents(path):
+            yield path.name, doc
+
+
+def containers(spec):
+    return spec.get("initContainers", []) + spec["containers"]
+
+
+class Api(unittest.TestCase):
+    def test_everything_is_valid(self):
+        count = 0
+        for name, doc in everything():
+            with self.subTest(file=name, object=named(doc)):
+                self.assertEqual(problems(doc), [])
+            count += 1
+        self.assertGreater(count, 12)
+
+    def test_what_is_wrong_is_found(self):
+        for path, value, says in [
+            (["spec", "template", "spec", "hostNetwrk"], True, "hostNetwrk"),
+            (["spec", "replicas"], "three", "three"),
+            (["spec", "template", "spec", "containers", 0, "resources", "limits", "memory"], "1 GB", "1 GB"),
+            (["spec", "selector"], None, "None"),
+        ]:
+            doc = next(doc for name, doc in everything() if named(doc) == "StatefulSet alluxio-worker")
+            place = doc
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+            self.assertTrue(any(says in problem for problem in problems(doc)), f"{path}: {problems(doc)}")
+
+
+class Consistency(unittest.TestCase):
+    """Names that one object uses and another one, or the same, must have."""
+
+    def test_pods_have_what_they_use(self):
+        for name, doc in everything():
+            pod = pod_of(doc)
+            if pod is None:
+                continue
+            with self.subTest(file=name, object=named(doc)):
+                spec = pod["spec"]
+                volumes = {volume["name"] for volume in spec.get("volumes", [])}
+                volumes |= {claim["metadata"]["name"] for claim in doc["spec"].get("volumeClaimTemplates", [])}
+                used = {mount["name"] for one in containers(spec) for mount in one.get("volumeMounts", [])}
+                self.assertEqual(volumes, used)
+                for one in containers(spec):
+                    places = [mount["mountPath"] for mount in one.get("volumeMounts", [])]
+                    self.assertEqual(len(places), len(set(places)))
+                    ports = {port["name"] for port in one.get("ports", [])}
+                    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+                        port = one.get(probe, {}).get("httpGet", {}).get("port")
+                        if isinstance(port, str):
+                            self.assertIn(port, {p["name"] for c in containers(spec) for p in c.get("ports", [])}, ports)
+                    # Only the kubelet's rule for Bidirectional makes privilege necessary.
+                    spread = any(m.get("mountPropagation") == "Bidirectional" for m in one.get("volumeMounts", []))
+                    privileged = one.get("securityContext", {}).get("privileged", False)
+                    self.assertEqual(spread, privileged, one["name"])
+
+    def test_selectors_select(self):
+        for path in MANIFESTS:
+            docs = documents(path)
+            pods = [(doc, pod_of(doc)) for doc in docs if pod_of(doc)]
+            for doc in docs:
+                spec = doc.get("spec", {})
+                if doc["kind"] == "Service":
+                    selector, ports = spec["selector"], [port["targetPort"] for port in spec["ports"]]
+                elif doc["kind"] == "PodDisruptionBudget":
+                    selector, ports = spec["selector"]["matchLabels"], []
+                elif doc["kind"] in ("Deployment", "DaemonSet", "StatefulSet"):
+                    selector, ports = spec["selector"]["matchLabels"], []
+                else:
+                    continue
+                with self.subTest(file=path.name, object=named(doc)):
+                    hit = [pod for _, pod in pods if selector.items() <= pod["metadata"]["labels"].items()]
+                    self.assertEqual(len(hit), 1, selector)
+                    have = {port["name"] for one in hit[0]["spec"]["containers"] for port in one.get("ports", [])}
+                    self.assertLessEqual(set(ports), have)
+
+    def test_what_pods_refer_to_is_in_the_same_manifest(self):
+        for path in MANIFESTS:
+            docs = documents(path)
+            have = {named(doc) for doc in docs}
+            for doc in docs:
+                pod = pod_of(doc)
+                if pod is None:
+                    continue
+                with self.subTest(file=path.name, object=named(doc)):
+                    account = pod["spec"].get("serviceAccountName")
+                    if account:
+                        self.assertIn(f"ServiceAccount {account}", have)
+                    for volume in pod["spec"].get("volumes", []):
+                        if "configMap" in volume:
+                            self.assertIn(f"ConfigMap {volume['configMap']['name']}", have)
+
+
+class Rights(unittest.TestCase):
+    def test_rights_are_the_least(self):
+        for path in MANIFESTS:
+            for doc in documents(path):
+                for rule in doc.get("rules") or []:
+                    with self.subTest(file=path.name, object=named(doc)):
+                        self.assertNotIn("secrets", rule["resources"])
+                        for words in (rule["resources"], rule["verbs"], rule["apiGroups"]):
+                            self.assertNotIn("*", words)
+
+    def test_pods_without_privilege_are_restricted(self):
+        for path in MANIFESTS:
+            for doc in documents(path):
+                pod = pod_of(doc)
+                if pod is None:
+                    continue
+                for one in containers(pod["spec"]):
+                    with self.subTest(file=path.name, object=named(doc), container=one["name"]):
+                        context = one.get("securityContext", {})
+                        self.assertTrue(context.get("readOnlyRootFilesystem"))
+                        self.assertIn("requests", one.get("resources", {}))
+                        self.assertIn("memory", one["resources"].get("limits", {}))
+                        if context.get("privileged"):
+                            continue
+                        self.assertIs(context.get("allowPrivilegeEscalation"), False)
+                        self.assertEqual(context["capabilities"]["drop"], ["ALL"])
+
+    def test_no_manifest_holds_a_secret(self):
+        for name, doc in everything():
+            if name not in {path.name for path in SAMPLES}:
+                self.assertNotEqual(doc["kind"], "Secret", name)
+
+
+class Images(unittest.TestCase):
+    def test_the_list_for_air_gaps_is_complete(self):
+        used = set()
+        for path in MANIFESTS:
+            for doc in documents(path):
+                pod = pod_of(doc)
+                used |= {one["image"] for one in containers(pod["spec"])} if pod else set()
+        lines = (DEPLOY / "images.txt").read_text().splitlines()
+        self.assertEqual(used, {line for line in lines if line and not line.startswith("#")})
+
+
+class Programs(unittest.TestCase):
+    """The programs understand what the manifests tell them."""
+
+    def test_every_property_is_known(self):
+        alluxio, seen = program("alluxio"), 0
+        for path in MANIFESTS:
+            for doc in documents(path):
+                if doc["kind"] != "ConfigMap" or "alluxio-site.properties" not in doc["data"]:
+                    continue
+                with self.subTest(file=path.name):
+                    with tempfile.TemporaryDirectory() as conf:
+                        with open(f"{conf}/alluxio-site.properties", "w", encoding="utf-8") as file:
+                            file.write(doc["data"]["alluxio-site.properties"])
+                        done = subprocess.run(
+                            [alluxio, "conf", "get", "--process", "worker"],
+                            env={"ALLUXIO_CONF_DIR": conf, "PATH": "/usr/bin:/bin"},
+                            text=True,
+                            capture_output=True,
+                            timeout=60,
+                            check=False,
+                        )
+                    self.assertEqual((done.returncode, done.stderr), (0, ""))
+                    for line in doc["data"]["alluxio-site.properties"].splitlines():
+                        self.assertIn(line.split("=")[0], done.stdout)
+                seen += 1
+        self.assertGreater(seen, 0)
+
+    def test_every_flag_of_the_driver_is_known(self):
+        checked = 0
+        for name, doc in everything():
+            pod = pod_of(doc)
+            for one in containers(pod["spec"]) if pod else []:
+                args = one.get("args", [])
+                if not args or args[0] not in ("csi-node", "csi-controller"):
+                    continue
+                help_text = subprocess.run(
+                    [program("alluxio-csi"), args[0].removeprefix("csi-"), "--help"],
+                    text=True, capture_output=True, timeout=60, check=True,
+                ).stdout
+                for flag in args[1:]:
+                    with self.subTest(file=name, object=named(doc), flag=flag):
+                        self.assertRegex(help_text, rf"(?m)^\s+(-\w, )?{re.escape(flag.split('=')[0])}\b")
+                checked += 1
+        if not checked:
+            self.skipTest("no manifest starts the CSI driver")
+
+
+def merged(under, over):
+    """Values as helm lays one set over another."""
+    if not isinstance(under, dict) or not isinstance(over, dict):
+        return over
+    return {key: merged(under[key], over[key]) if key in under and key in over else (over if key in over else under)[key]
+            for key in [*under, *(key for key in over if key not in under)]}
+
+
+class Chart(unittest.TestCase):
+    """What can be said of the chart without helm; test_chart.py has the rest."""
+
+    def test_values_match_their_schema(self):
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        jsonschema.Draft7Validator.check_schema(schema)
+        validator = jsonschema.Draft7Validator(schema)
+        defaults = documents(CHART / "values.yaml")[0]
+        self.assertEqual([error.message for error in validator.iter_errors(defaults)], [])
+        sets = sorted((CHART / "ci").glob("*.yaml"))
+        self.assertGreaterEqual(len(sets), 3)
+        for path in sets:
+            with self.subTest(path.name):
+                # A set is laid over the defaults.
+                values = merged(defaults, (documents(path) or [{}])[0])
+                self.assertEqual([error.message for error in validator.iter_errors(values)], [])
+        for wrong in [{"worker": {"replica": 3}}, {"etcd": {"replicas": 2}}, {"fuse": {"hostPath": "relative"}}, {"x": 1}]:
+            self.assertTrue(list(validator.iter_errors(wrong)), wrong)
+
+    def test_the_schema_knows_every_value(self):
+        def walk(values, schema, path):
+            if not isinstance(values, dict) or "properties" not in schema:
+                return
+            self.assertEqual(set(schema["properties"]) - {"global"}, set(values), path)
+            self.assertIs(schema.get("additionalProperties"), False, path)
+            for key, value in values.items():
+                walk(value, schema["properties"][key], f"{path}.{key}")
+
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        defaults = documents(CHART / "values.yaml")[0]
+        for definition in ("otherImage",):
+            schema = json.loads(
+                json.dumps(schema).replace(
+                    json.dumps({"$ref": f"#/definitions/{definition}"}), json.dumps(schema["definitions"][definition])
+                )
+            )
+        walk(defaults, schema, "values")
+
+    def test_version_is_that_of_the_programs(self):
+        chart = documents(CHART / "Chart.yaml")[0]
+        cargo = (DEPLOY.parent / "Cargo.toml").read_text()
+        version = re.search(r'(?m)^version = "([^"]+)"', cargo)[1]
+        self.assertEqual(chart["appVersion"], version)
+
+
+if __name__ == "__main__":
+    unittest.main()
