@@ -65,6 +65,8 @@ pub(crate) struct State {
     pub(crate) publishing: bool,
     /// Parts that were sent in vain; after some the file is no more sent while it is written.
     pub(crate) touched: u32,
+    /// Begins the marks of all uploads of this file, so that an object is known as a state of it whatever was answered.
+    pub(crate) mark: String,
     /// Raised whenever bytes are given up here.
     pub(crate) epoch: u64,
 }
@@ -112,6 +114,7 @@ impl Staged {
             running: 0,
             publishing: false,
             touched: 0,
+            mark: format!("{:016x}", super::upload::rand_bits()),
             epoch: 0,
         };
         Self {
@@ -214,7 +217,12 @@ impl Staged {
         let Some((base, block)) = from_base else {
             return Err(Error::new(ErrorKind::Io, format!("{}: a byte has no place", self.path())));
         };
-        let fetched = self.fetch(&base, block.clone()).await?;
+        let fetched = match self.fetch(&base, block.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Stale && self.rebase().await? => {
+                return Box::pin(self.read_some(at, end, bytes)).await;
+            }
+            fetched => fetched?,
+        };
         self.keep(&base, block.start, &fetched).await;
         let stop = {
             let state = self.state.lock();
@@ -245,6 +253,28 @@ impl Staged {
         let storage = self.stage()?.storage.clone();
         storage.read(&base.path, &base.version, range.start, range.end - range.start, &mut bytes).await?;
         Ok(bytes.into())
+    }
+
+    /// When an upload succeeded although its answer said otherwise, the object is an earlier state of this file: what is not
+    /// dirty is the same in it, so it takes the place of the base. Tells whether that was so.
+    pub(crate) async fn rebase(&self) -> Result<bool> {
+        let (base, mark) = {
+            let state = self.state.lock();
+            (state.base.clone(), state.mark.clone())
+        };
+        let Some(base) = base else { return Ok(false) };
+        let stage = self.stage()?;
+        let Some(found) = stage.objects().find(&stage.objects().key(&base.path)?).await? else { return Ok(false) };
+        let ours = found.metadata.get(super::upload::MARK).is_some_and(|found| found.starts_with(&mark));
+        if !ours || found.version == base.version {
+            return Ok(false);
+        }
+        let mut state = self.state.lock();
+        let same = state.base.as_ref() == Some(&base) && found.size >= state.base_valid;
+        if same {
+            state.base = Some(Base { path: base.path, version: found.version });
+        }
+        Ok(same)
     }
 
     /// Keeps bytes of the object in the stage, if that is possible at once.

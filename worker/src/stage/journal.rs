@@ -21,6 +21,9 @@ use std::{
 /// The journal is written anew when it has this many bytes, and four times those of its live records.
 const REWRITE: u64 = 4 << 20;
 
+/// Number, start, length and etag of a part that is sent.
+pub(crate) type SentPart = (u32, u64, u64, String);
+
 /// A file that is not in the storage as it is in the stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileRecord {
@@ -32,7 +35,9 @@ pub(crate) struct FileRecord {
     /// The ranges that are in the stage file and nowhere else.
     pub(crate) dirty: Vec<(u64, u64)>,
     /// An upload that has begun: its name, its mark, and number, start, length and etag of its parts.
-    pub(crate) upload: Option<(String, String, Vec<(u32, u64, u64, String)>)>,
+    pub(crate) upload: Option<(String, String, Vec<SentPart>)>,
+    /// Begins the marks of all uploads of the file.
+    pub(crate) mark: String,
     pub(crate) look: super::attributes::Look,
 }
 
@@ -50,7 +55,7 @@ pub(crate) struct MoveRecord {
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Record {
-    File(FileRecord),
+    File(Box<FileRecord>),
     Move(MoveRecord),
     /// Changes of attributes in the directory with this prefix; `None` removes an entry.
     Attributes(String, BTreeMap<String, Option<super::attributes::Entry>>),
@@ -198,14 +203,15 @@ mod tests {
     use super::*;
 
     fn record(size: u64) -> Record {
-        Record::File(FileRecord {
+        Record::File(Box::new(FileRecord {
             path: b"a/\xff".to_vec(),
             size,
             base: Some(("etag".into(), 5, b"b".to_vec())),
             dirty: vec![(0, 7)],
             upload: None,
+            mark: "m".into(),
             look: Default::default(),
-        })
+        }))
     }
 
     #[test]

@@ -157,7 +157,8 @@ impl Stage {
         if let Some(staged) = self.staged(from) {
             let fresh = {
                 let state = staged.state.lock();
-                state.base.is_none() && state.published == 0 && state.upload.is_none() && !state.publishing
+                // What was tried may be in the storage, whatever the answer was.
+                state.base.is_none() && !state.journalled && state.upload.is_none() && !state.publishing
             };
             if fresh {
                 // Nothing of it is in the storage: it gets there by its new name.
@@ -171,9 +172,6 @@ impl Stage {
                 if let Some(replaced) = replaced {
                     replaced.state.lock().removed = true;
                     replaced.unnote(self);
-                }
-                if staged.state.lock().journalled {
-                    staged.note(self, false).await?;
                 }
                 return Ok(());
             }
@@ -358,7 +356,7 @@ impl Changes for ObjectChanges {
         }
         let never = stage.staged(path).is_some_and(|staged| {
             let state = staged.state.lock();
-            state.base.is_none() && state.failures == 0 && !state.publishing
+            state.base.is_none() && !state.journalled && !state.publishing
         });
         if !never {
             stage.keep_directory(&path.parent().unwrap_or_else(UfsPath::root)).await?;

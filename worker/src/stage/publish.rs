@@ -6,7 +6,7 @@ use super::{
     journal::{FileRecord, Record},
     turns::Claim,
 };
-use common::{Error, Result, Timestamp, UfsPath};
+use common::{Error, ErrorKind, Result, Timestamp, UfsPath};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -27,7 +27,7 @@ impl Staged {
             });
             (upload.id.clone(), upload.mark.clone(), parts.collect())
         });
-        Record::File(FileRecord {
+        Record::File(Box::new(FileRecord {
             path: state.path.as_bytes().to_vec(),
             size: state.size,
             base: state
@@ -36,8 +36,9 @@ impl Staged {
                 .map(|base| (base.version.as_str().to_owned(), state.base_valid, base.path.as_bytes().to_vec())),
             dirty: dirty.iter().map(|range| (range.start, range.end)).collect(),
             upload,
+            mark: state.mark.clone(),
             look: state.look.clone(),
-        })
+        }))
     }
 
     /// Writes the file into the journal; `durable`: its bytes too, so that both outlive the loss of power.
@@ -106,7 +107,12 @@ impl Staged {
             (state.changed, state.path.clone())
         };
         self.note(stage, false).await?;
-        let uploaded = self.upload(stage).await;
+        let uploaded = match self.upload(stage).await {
+            Err(error) if error.kind() == ErrorKind::Stale && self.rebase().await.unwrap_or(false) => {
+                self.upload(stage).await
+            }
+            uploaded => uploaded,
+        };
         let (version, bytes) = match uploaded {
             Ok(done) => done,
             Err(error) => {

@@ -160,7 +160,7 @@ impl Stage {
             match record {
                 Record::File(record) => {
                     kept.insert(format!("{id}.data"));
-                    self.resume_file(id, record)?;
+                    self.resume_file(id, *record)?;
                 }
                 Record::Move(record) => moves.push((id, record)),
                 Record::Attributes(prefix, changes) => self.attributes.resume(id, prefix, changes),
@@ -203,6 +203,7 @@ impl Stage {
         {
             let mut state = staged.state.lock();
             state.base_valid = valid;
+            state.mark = record.mark;
             for (start, end) in record.dirty {
                 state.staged.insert(start..end);
                 state.dirty.insert(start..end);

@@ -18,7 +18,7 @@ use std::{ops::Range, sync::Arc};
 use ufs::{Body, Condition, Limits, Part};
 
 /// The name of the metadata by which a finished upload is recognised.
-const MARK: &str = "alluxio-upload";
+pub(crate) const MARK: &str = "alluxio-upload";
 /// Parts up to this size are sent from memory.
 const IN_MEMORY: u64 = 16 << 20;
 /// Bytes of a part that is copied by the storage.
@@ -52,8 +52,8 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// An upload with these parts sent.
-    pub(crate) fn resumed(id: String, mark: String, parts: Vec<(u32, u64, u64, String)>) -> Self {
-        let segment = |(number, start, length, etag): (u32, u64, u64, String)| Segment {
+    pub(crate) fn resumed(id: String, mark: String, parts: Vec<super::journal::SentPart>) -> Self {
+        let segment = |(number, start, length, etag): super::journal::SentPart| Segment {
             number,
             range: start..start + length,
             copy: false,
@@ -222,11 +222,11 @@ impl Staged {
     }
 
     async fn begin(&self, stage: &Stage, planned_for: Option<u64>) -> Result<Upload> {
-        let (path, look) = {
+        let (path, look, mark) = {
             let state = self.state.lock();
-            (state.path.clone(), state.look.clone())
+            (state.path.clone(), state.look.clone(), state.mark.clone())
         };
-        let mark = format!("{}-{:016x}", self.id, rand_bits());
+        let mark = format!("{mark}-{:016x}", rand_bits());
         let mut metadata = look.metadata(stage.objects().limits().metadata_max.saturating_sub(128));
         metadata.insert(MARK.to_owned(), mark.clone());
         let id = stage.objects().begin(&stage.objects().key(&path)?, &metadata).await?;
@@ -328,7 +328,9 @@ impl Staged {
             }
             let _reserved = stage.budget.reserve(size as usize).await?;
             let bytes = self.assemble(0..size).await?;
-            let metadata = look.metadata(limits.metadata_max);
+            let mut metadata = look.metadata(limits.metadata_max.saturating_sub(128));
+            let mark = self.state.lock().mark.clone();
+            metadata.insert(MARK.to_owned(), format!("{mark}-{:016x}", rand_bits()));
             let body = Body::Bytes(bytes.clone());
             let stored = stage.objects().put(&key, &body, &metadata, &Condition::Any).await?;
             metrics().ufs_written_bytes.inc_by(size);
