@@ -113,7 +113,7 @@ impl Fs {
 
     /// Somebody else changed these files (`below`: and perhaps everything below them). What the worker has cached of them
     /// must be forgotten before.
-    pub fn changed(&self, paths: &[UfsPath], below: bool) {
+    pub fn changed_elsewhere(&self, paths: &[UfsPath], below: bool) {
         for path in paths {
             if path.is_root() && below {
                 self.everything_changed();
@@ -125,7 +125,10 @@ impl Fs {
             roomy &= self.notices.add(self.notices_of(path, below));
         }
         if below {
-            let changed: Vec<_> = self.inodes.all(|inode| paths.iter().any(|path| inode.path.is_within(path)));
+            let changed: Vec<_> = self.inodes.all(|inode| {
+                let at = inode.path();
+                paths.iter().any(|path| at.is_within(path))
+            });
             for inode in &changed {
                 unlist(inode);
             }
@@ -138,13 +141,13 @@ impl Fs {
 
     fn notices_of(&self, path: &UfsPath, below: bool) -> Vec<Notice> {
         let mut notices = Vec::with_capacity(3);
-        let inode = self.inodes.find(path);
+        let inode = self.inodes.find_path(path);
         if let Some(inode) = &inode {
             unlist(inode);
             notices.push(Notice::Attributes(inode.id));
         }
         if let (Some(parent), Some(name)) = (path.parent(), path.name())
-            && let Some(parent) = self.inodes.find(&parent)
+            && let Some(parent) = self.inodes.find_path(&parent)
         {
             unlist(&parent);
             notices.push(Notice::Attributes(parent.id));
