@@ -89,6 +89,8 @@ class WithHelm(unittest.TestCase):
             (["--set", r"properties.alluxio\.cluster\.name=x"], "set by the chart"),
             (["--set", r"properties.s3a\.secretKey=x"], "is a secret"),
             (["--set", "etcd.tls.enabled=true"], "etcd.tls.existingSecret"),
+            (["--set", "csi.controller.enabled=false,csi.storageClasses[0].name=a,csi.storageClasses[0].parameters.ufs=s3://b"],
+             "need csi.controller.enabled"),
             (["--set", "mounts[0].path=/a/b,mounts[0].ufs=s3://b"], "/mounts/0/path"),
         ]:
             with self.subTest(arguments):
