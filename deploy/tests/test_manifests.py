@@ -65,6 +65,121 @@ class Api(unittest.TestCase):
             self.assertTrue(any(says in problem for problem in problems(doc)), f"{path}: {problems(doc)}")
 
 
+# What the schemas leave open and the API server does not: the values of enumerations, by field.
+ENUMERATIONS = {
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
+    "mountPropagation": {"None", "HostToContainer", "Bidirectional"},
+    "podManagementPolicy": {"OrderedReady", "Parallel"},
+    "fsGroupChangePolicy": {"Always", "OnRootMismatch"},
+    "fsGroupPolicy": {"None", "File", "ReadWriteOnceWithFSType"},
+    "volumeBindingMode": {"Immediate", "WaitForFirstConsumer"},
+    "reclaimPolicy": {"Delete", "Retain"},
+    "persistentVolumeReclaimPolicy": {"Delete", "Retain", "Recycle"},
+    "protocol": {"TCP", "UDP", "SCTP"},
+    "operator": {"Exists", "Equal", "In", "NotIn", "DoesNotExist", "Gt", "Lt"},
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "accessModes": {"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"},
+    "volumeLifecycleModes": {"Persistent", "Ephemeral"},
+    "policyTypes": {"Ingress", "Egress"},
+}
+# The same for `type`, by the field that it stands in.
+TYPES = {
+    "hostPath": {"", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"},
+    "updateStrategy": {"RollingUpdate", "OnDelete"},
+    "strategy": {"RollingUpdate", "Recreate"},
+    "seccompProfile": {"RuntimeDefault", "Localhost", "Unconfined"},
+}
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def amount(quantity):
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity)).groups()
+    return float(number) * UNITS[unit]
+
+
+def meaningless(value, field="", inside=""):
+    """What an object says that no API server takes although its shape is right."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from meaningless(child, key, field)
+    elif isinstance(value, list):
+        for child in value:
+            yield from meaningless(child, field, inside)
+    elif field == "type" and inside in TYPES and value not in TYPES[inside]:
+        yield f"{inside}.type: {value}"
+    elif field in ENUMERATIONS and value not in ENUMERATIONS[field]:
+        yield f"{field}: {value}"
+
+
+class Meaning(unittest.TestCase):
+    """What the API server checks beyond the shape of an object."""
+
+    def test_words_and_names(self):
+        for name, doc in everything():
+            with self.subTest(file=name, object=named(doc)):
+                self.assertEqual(list(meaningless(doc)), [])
+                self.assertRegex(doc["metadata"]["name"], rf"^{NAME.pattern}$")
+                self.assertLessEqual(len(doc["metadata"]["name"]), 63)
+                for meta in [doc["metadata"], (pod_of(doc) or doc).get("metadata", {})]:
+                    for key, value in meta.get("labels", {}).items():
+                        self.assertRegex(value, rf"^{LABEL.pattern}$", key)
+                        self.assertLessEqual(len(value), 63, key)
+                    for key, value in meta.get("annotations", {}).items():
+                        self.assertIsInstance(value, str, key)
+
+    def test_pods(self):
+        for name, doc in everything():
+            pod = pod_of(doc)
+            if pod is None:
+                continue
+            spec = pod["spec"]
+            with self.subTest(file=name, object=named(doc)):
+                for each in ([one["name"] for one in containers(spec)], [one["name"] for one in spec.get("volumes", [])]):
+                    self.assertEqual(len(each), len(set(each)))
+                ports = [port for one in spec["containers"] for port in one.get("ports", [])]
+                self.assertEqual(len(ports), len({port["containerPort"] for port in ports}))
+                self.assertEqual(len(ports), len({port["name"] for port in ports}))
+                for port in ports:
+                    self.assertRegex(port["name"], r"^(?=.*[a-z])[a-z0-9-]{1,15}$")
+                for volume in spec.get("volumes", []):
+                    self.assertEqual(len(volume), 2, "a volume has a name and one source")
+                if spec.get("restartPolicy", "Always") != "Always":
+                    self.assertIn(doc["kind"], ("Pod", "Job"))
+                elif doc["kind"] == "Job":
+                    self.fail("a Job's pods end: restartPolicy Never or OnFailure")
+                for one in containers(spec):
+                    names = [item["name"] for item in one.get("env", [])]
+                    self.assertEqual(len(names), len(set(names)))
+                    for item in one.get("env", []):
+                        self.assertEqual(len(item), 2, "a value, or where it is from")
+                        # $(NAME) is replaced only by what stands before.
+                        for used in re.findall(r"\$\((\w+)\)", str(item.get("value", ""))):
+                            self.assertIn(used, names[: names.index(item["name"])])
+                    for word in one.get("args", []) + one.get("command", []):
+                        self.assertIsInstance(word, str)
+                        for used in re.findall(r"\$\((\w+)\)", word):
+                            self.assertIn(used, names)
+                    resources = one.get("resources", {})
+                    for what, most in resources.get("limits", {}).items():
+                        if what in resources.get("requests", {}):
+                            self.assertLessEqual(amount(resources["requests"][what]), amount(most), what)
+                    for mount in one.get("volumeMounts", []):
+                        self.assertTrue(mount["mountPath"].startswith("/"))
+                    context = one.get("securityContext", {})
+                    if context.get("privileged"):
+                        self.assertIsNot(context.get("allowPrivilegeEscalation"), False)
+                    if context.get("runAsNonRoot", spec.get("securityContext", {}).get("runAsNonRoot")):
+                        self.assertGreater(context.get("runAsUser", spec.get("securityContext", {}).get("runAsUser")), 0)
+
+    def test_what_means_nothing_is_found(self):
+        self.assertEqual(list(meaningless({"volumes": [{"hostPath": {"type": "Dir"}}], "accessModes": ["RWX"]})),
+                         ["hostPath.type: Dir", "accessModes: RWX"])
+
+
 class Consistency(unittest.TestCase):
     """Names that one object uses and another one, or the same, must have."""
 
