@@ -54,6 +54,18 @@ impl Bare {
         })
     }
 
+    /// Fetches objects one after the other; objects.
+    pub fn get_each(&self, bucket: &str, keys: &[String]) -> Result<f64> {
+        self.runtime.block_on(async {
+            for key in keys {
+                let url = format!("{}/{bucket}/{key}", self.endpoint);
+                let body = self.http.get(&url).send().await?.error_for_status()?.bytes().await?;
+                ensure!(!body.is_empty(), "{key} is empty");
+            }
+            Ok(keys.len() as f64)
+        })
+    }
+
     /// Milliseconds from the request to the first bytes of an object.
     pub fn first_byte(&self, bucket: &str, key: &str) -> Result<f64> {
         let url = format!("{}/{bucket}/{key}", self.endpoint);

@@ -6,6 +6,7 @@
 
 mod bare;
 mod cleanup;
+mod cluster;
 mod data;
 mod machine;
 mod mounts;
@@ -18,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use std::{fs, path::PathBuf, process::ExitCode};
 
-/// Measures alluxio-fuse side by side with the native directory, rclone, s3fs and a bare S3 client.
+/// Measures alluxio-fuse and clusters side by side with the native directory, rclone, s3fs, bare sockets and a bare S3 client.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {

@@ -1,5 +1,6 @@
 //! The rows of the table, and who takes part in them.
 
+mod cluster;
 mod cold;
 mod footprint;
 mod small;
@@ -61,6 +62,13 @@ const ROWS: &[Wanted] = &[
     row("streaming", footprint::streaming),
     row("cpu", footprint::cpu),
     row("start", footprint::start),
+    row("cluster-seq-1", |context, name| cluster::sequential(context, name, 1)),
+    row("cluster-seq-4", |context, name| cluster::sequential(context, name, 4)),
+    row("cluster-rand", cluster::random),
+    row("cluster-short-circuit", cluster::short_circuit),
+    row("cluster-small", cluster::small),
+    row("cluster-idle", cluster::idle),
+    row("cluster-streaming", cluster::streaming),
 ];
 
 /// The rows whose names begin with one of `prefixes`; all when there are none.

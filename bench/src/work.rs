@@ -77,6 +77,13 @@ pub struct SmallFile {
     number: u64,
 }
 
+impl SmallFile {
+    /// The name.
+    pub fn name(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+}
+
 /// The small files of a tree.
 pub fn small_files(tree: &crate::data::Tree) -> Result<Vec<SmallFile>> {
     (0..tree.files).map(|number| Ok(SmallFile { name: CString::new(tree.name(number))?, number })).collect()

@@ -1,5 +1,7 @@
-//! `alluxio conf`: what the configuration is, where each value comes from, and what there is to configure.
+//! `alluxio conf`: what the configuration is, where each value comes from, what there is to configure, and the one thing
+//! that can be changed in running processes: what they log.
 
+use crate::log_level;
 use common::conf::{self, Conf, Role, keys, nearest};
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,7 +18,8 @@ Examples:
   alluxio conf get                                         every key with its value
   alluxio conf get alluxio.user.client.cache.size          one value
   alluxio conf get --source --process fuse                 where each value of the FUSE daemon was set
-  alluxio conf docs > docs/CONFIGURATION.md                the documentation of all keys";
+  alluxio conf docs > docs/CONFIGURATION.md                the documentation of all keys
+  alluxio conf log --name ufs --level DEBUG                what the running workers log";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -36,6 +39,8 @@ enum Command {
     },
     /// Print the documentation of all keys and mount options as Markdown
     Docs,
+    /// Change what running workers and mounts log, or print what they log
+    Log(log_level::Args),
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -59,6 +64,7 @@ impl From<Process> for Role {
 
 pub fn run(args: Args, load: impl Fn(Role) -> anyhow::Result<Conf>, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match args.command {
+        Command::Log(args) => return log_level::run(args, || load(Role::Client), out),
         Command::Docs | Command::Get { docs: true, .. } => out.write_all(conf::docs().as_bytes())?,
         Command::Get { key: Some(key), source, process, .. } => {
             let Some((value, origin)) = load(process.into())?.show(&key) else {

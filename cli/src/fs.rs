@@ -1,12 +1,16 @@
-//! `alluxio fs`: files and directories, directly on their under storage: no cluster, mount or cache takes part, but for
-//! `location`, which says who in the cluster owns a path.
+//! `alluxio fs`: files and directories. A path or a URI of an under storage is used directly: no cluster, mount or cache
+//! takes part. `alluxio:///…` is the namespace of the cluster, read through its workers; `location` and `check-cached`
+//! say who in the cluster owns a path and has it.
 
-mod content;
-mod format;
+mod cached;
+pub mod content;
+mod copy;
+pub mod format;
 mod list;
 mod location;
-mod place;
+pub mod place;
 mod status;
+pub mod walk;
 
 use common::conf::{Conf, ConfValue, Size};
 use std::io::Write;
@@ -20,7 +24,8 @@ pub struct Args {
 }
 
 const EXAMPLES: &str = "\
-A place is a path of this host or a URI such as s3://bucket/dir/file.
+A place is a path of this host, a URI such as s3://bucket/dir/file, or alluxio:///mount/dir/file, which is read through
+the workers of the cluster.
 
 Examples:
   alluxio fs ls -R /data
@@ -29,7 +34,10 @@ Examples:
   alluxio fs stat -f '%z %N' /data/file
   alluxio fs test -e s3://bucket/file && echo there
   alluxio fs checksum --algorithm sha256 /data/file
-  alluxio fs location --replicas 3 /s3/dir/file";
+  alluxio fs cp -R s3://bucket/dir /local/dir
+  alluxio fs cp alluxio:///s3/dir/file .
+  alluxio fs location --replicas 3 /s3/dir/file
+  alluxio fs check-cached /s3/dir";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -47,8 +55,12 @@ enum Command {
     Test(status::TestArgs),
     /// Print the checksum of a file
     Checksum(content::ChecksumArgs),
+    /// Copy files and directories to this host
+    Cp(copy::Args),
     /// Print the workers that own a path, in the order in which they are asked
     Location(location::Args),
+    /// Print how much of files their workers have cached
+    CheckCached(cached::Args),
 }
 
 /// `fs test` could not find out: its exit code tells that apart from "no".
@@ -64,8 +76,7 @@ impl std::fmt::Display for Undecided {
 impl std::error::Error for Undecided {}
 
 pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(async {
+    crate::cluster::block_on(async {
         match args.command {
             Command::Ls(args) => list::ls(args, conf, out).await,
             Command::Stat(args) => status::stat(args, conf, out).await,
@@ -74,12 +85,11 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
             Command::Tail(args) => content::tail(args, conf, out).await,
             Command::Test(args) => status::test(args, conf).await,
             Command::Checksum(args) => content::checksum(args, conf, out).await,
+            Command::Cp(args) => copy::copy(args, conf, out).await,
+            Command::CheckCached(args) => cached::check(args, conf, out).await,
             Command::Location(args) => location::location(args, conf, out).await,
         }
-    });
-    // A request that is still under way must not delay the end.
-    runtime.shutdown_background();
-    result
+    })
 }
 
 /// A size on the command line.

@@ -4,11 +4,14 @@
 //! out. A reader of the output that goes away early (`alluxio fs cat … | head`) is no failure. Results go to standard
 //! output; one line for each error and warning goes to standard error.
 
+mod cache;
 mod cluster;
 mod completion;
 mod conf;
+mod exec;
 mod fs;
 mod info;
+mod log_level;
 mod mount;
 mod process;
 
@@ -18,7 +21,7 @@ use common::logging::{self, LogOptions};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Run the parts of a cluster; look at its configuration, its mounts, and files of under storages.
+/// Run the parts of a cluster; look at its configuration, its mounts, its files and what it has cached.
 #[derive(Debug, Parser)]
 #[command(name = "alluxio", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
@@ -42,20 +45,32 @@ Examples:
   alluxio -D alluxio.underfs.s3.endpoint=http://localhost:9000 fs cat s3://bucket/file
   alluxio process start worker --daemon
   alluxio mount add --path /data --ufs-uri s3://bucket/prefix
-  alluxio info nodes";
+  alluxio info report
+  alluxio fs check-cached /data
+  alluxio exec basicIOTest";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Configuration: effective values, documentation
+    /// What the workers have cached
+    Cache(cache::Args),
+    /// Configuration: effective values, documentation, the log level of running processes
     Conf(conf::Args),
+    /// Try the cluster out
+    Exec(exec::Args),
     /// Files and directories of under storages
     Fs(fs::Args),
     /// About this program and its cluster
     Info(info::Args),
+    /// Change what running workers and mounts log (the same as `conf log`)
+    #[command(name = "logLevel")]
+    LogLevel(log_level::Args),
     /// The mounts of the cluster's namespace
     Mount(mount::Args),
     /// Start and stop the processes of a cluster
     Process(process::Args),
+    /// Try the cluster out (the same as `exec basicIOTest`)
+    #[command(name = "runTests")]
+    RunTests(exec::io_test::Args),
     /// Print the completions for a shell
     Completion(completion::Args),
 }
@@ -80,7 +95,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error.to_string());
+            complain(&with_causes(&error));
             ExitCode::from(error.downcast_ref::<fs::Undecided>().map_or(1, |_| 2))
         }
     }
@@ -100,11 +115,15 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         Ok(conf)
     };
     match cli.command {
+        Command::Cache(args) => cache::run(args, &load(Role::Client)?, out),
         Command::Conf(args) => conf::run(args, load, out),
+        Command::Exec(args) => exec::run(args, &load(Role::Client)?, out),
         Command::Fs(args) => fs::run(args, &load(Role::Client)?, out),
         Command::Info(args) => info::run(args, || load(Role::Client), out),
+        Command::LogLevel(args) => log_level::run(args, || load(Role::Client), out),
         Command::Mount(args) => mount::run(args, &load(Role::Client)?, out),
         Command::Process(args) => process::run(args, load, out),
+        Command::RunTests(args) => exec::io_test::run(args, &load(Role::Client)?, out),
         Command::Completion(args) => completion::run(args, out),
     }
 }
@@ -112,6 +131,21 @@ fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 /// One line to standard error; if even that is closed there is nobody to tell.
 fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "alluxio: {}", line.replace('\n', " "));
+}
+
+/// An error with what caused it. The project's own errors say all of it themselves: what is behind them is not repeated.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        if cause.is::<common::Error>() {
+            break;
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -21,7 +21,7 @@ pub use view::{View, Workers};
 
 use crate::{
     etcd::{Etcd, EtcdOptions},
-    membership::Membership,
+    membership::{Membership, unknown_cluster},
     mount_table::{MountEntry, MountTableStore},
 };
 use async_trait::async_trait;
@@ -83,12 +83,15 @@ impl Namespace {
     /// The namespace of the cluster of this name, reached as `conf` says. `at`: the path in it that becomes the root (`/` for all of it).
     ///
     /// # Errors
-    /// etcd cannot be reached, or the configuration is not complete.
+    /// etcd cannot be reached, the configuration is not complete, or the cluster has neither workers nor mounts.
     pub async fn connect(conf: &Conf, cluster: &str, at: &UfsPath) -> Result<Arc<Self>> {
         let etcd = Etcd::connect(&EtcdOptions::from_conf(conf)?).await?;
         let membership = Membership::new(etcd.clone(), cluster)?;
         let options = ClusterOptions::from_conf(conf);
-        let view = View::follow(&membership, MountTableStore::new(etcd, cluster), options.clone()).await?;
+        let view = View::follow(&membership, MountTableStore::new(etcd.clone(), cluster), options.clone()).await?;
+        if view.mounts().is_empty() && membership.view().await?.workers.is_empty() {
+            return Err(unknown_cluster(&etcd, cluster).await);
+        }
         let uri = UfsUri::parse(&format!("alluxio://{cluster}/{}", String::from_utf8_lossy(at.as_bytes())))?;
         Ok(Arc::new(Self {
             uri,

@@ -19,6 +19,36 @@ use crate::{etcd::Etcd, ring::WorkerIdentity};
 use common::{Error, ErrorKind, Result};
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 
+/// Where the permanent registrations of all clusters are.
+const REGISTERED: &str = "/DHT/";
+/// Registrations that are looked at in search of the names of clusters.
+const LOOK: i64 = 10_000;
+
+/// What to say of a cluster in which nobody ever registered: its name is wrong, most likely, and these are the right ones.
+pub async fn unknown_cluster(etcd: &Etcd, name: &str) -> Error {
+    let known = match clusters(etcd).await {
+        Ok(names) if names.is_empty() => "no cluster is there yet: start a worker first".to_owned(),
+        Ok(names) => format!("there are {}", names.join(", ")),
+        Err(error) => error.to_string(),
+    };
+    Error::new(
+        ErrorKind::NotFound,
+        format!("no worker has ever registered in the cluster {name:?} (alluxio.cluster.name); {known}"),
+    )
+}
+
+/// The names of the clusters that have registered workers.
+async fn clusters(etcd: &Etcd) -> Result<Vec<String>> {
+    let options = GetOptions::new().with_prefix().with_keys_only().with_limit(LOOK);
+    let answer = etcd.call("read the clusters", async |client| client.get(REGISTERED, Some(options)).await).await?;
+    let mut names = std::collections::BTreeSet::new();
+    for pair in answer.kvs() {
+        let name = pair.key_str().ok().and_then(|key| key.strip_prefix(REGISTERED)?.split_once("/AUTHORIZED/"));
+        names.extend(name.map(|(name, _)| name.to_owned()));
+    }
+    Ok(names.into_iter().collect())
+}
+
 /// The membership of one cluster.
 #[derive(Debug, Clone)]
 pub struct Membership {
@@ -42,7 +72,7 @@ impl Membership {
         Ok(Self {
             etcd,
             live: format!("/ServiceDiscovery/{cluster}/"),
-            registered: format!("/DHT/{cluster}/AUTHORIZED/"),
+            registered: format!("{REGISTERED}{cluster}/AUTHORIZED/"),
         })
     }
 

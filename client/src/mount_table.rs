@@ -83,28 +83,62 @@ impl MountTable {
         })
     }
 
-    /// The full UFS path of a path in the namespace (`/name/rest`), or of a URI of an under storage as it is.
-    pub fn resolve(&self, text: &str) -> Result<String> {
-        if text.contains("://") {
-            return Ok(UfsUri::parse(text)?.to_string());
+    /// Where something lies: `text` is a path of the namespace (`/name/rest`, `alluxio:///name/rest`) or a URI that lies
+    /// in a mounted under storage.
+    ///
+    /// # Errors
+    /// `NotFound` when no mount has it, `InvalidArgument` for the namespace itself.
+    pub fn locate(&self, text: &str) -> Result<Located> {
+        let nowhere = |what: &str| {
+            Error::new(ErrorKind::NotFound, format!("{text}: {what}; alluxio mount list shows what is mounted"))
+        };
+        let below = |point: &str, entry: &MountEntry, path: UfsPath| -> Result<Located> {
+            Ok(Located { point: point.to_owned(), uri: UfsUri::parse(&entry.ufs)?, entry: entry.clone(), path })
+        };
+        let inside = text.strip_prefix("alluxio://").map(|rest| rest.split_once('/').map_or("", |(_, path)| path));
+        if inside.is_none() && text.contains("://") {
+            let wanted = UfsUri::parse(text)?.to_string();
+            for (point, entry) in &self.mounts {
+                let root = UfsUri::parse(&entry.ufs)?.to_string();
+                if let Some(rest) = wanted.strip_prefix(root.trim_end_matches('/'))
+                    && (rest.is_empty() || rest.starts_with('/'))
+                {
+                    return below(point, entry, UfsPath::parse(rest)?);
+                }
+            }
+            return Err(nowhere("it lies in no mounted under storage"));
         }
-        let path = UfsPath::parse(text)?;
+        let path = UfsPath::parse(inside.unwrap_or(text))?;
         let mut names = path.names();
         let Some(first) = names.next() else {
             return Err(Error::new(ErrorKind::InvalidArgument, "/ is the namespace itself; name a path in a mount"));
         };
         let point = format!("/{}", String::from_utf8_lossy(first));
-        let entry = self.mounts.get(&point).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("{text}: nothing is mounted at {point}; alluxio mount list shows what is"),
-            )
-        })?;
-        let rest: Vec<String> = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        let uri = UfsUri::parse(&entry.ufs)?;
-        let full = uri.full_path(&UfsPath::parse(rest.join("/"))?);
-        Ok(String::from_utf8_lossy(&full).into_owned())
+        let entry = self.mounts.get(&point).ok_or_else(|| nowhere(&format!("nothing is mounted at {point}")))?;
+        below(&point, entry, UfsPath::parse(names.collect::<Vec<_>>().join(&b'/'))?)
     }
+
+    /// The full UFS path of a path in the namespace (`/name/rest`), or of a URI of an under storage as it is.
+    pub fn resolve(&self, text: &str) -> Result<String> {
+        if text.contains("://") && !text.starts_with("alluxio://") {
+            return Ok(UfsUri::parse(text)?.to_string());
+        }
+        let Located { uri, path, .. } = self.locate(text)?;
+        Ok(String::from_utf8_lossy(&uri.full_path(&path)).into_owned())
+    }
+}
+
+/// A place in a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// The mount point (`/name`).
+    pub point: String,
+    /// The mount.
+    pub entry: MountEntry,
+    /// Its under storage.
+    pub uri: UfsUri,
+    /// The path below it.
+    pub path: UfsPath,
 }
 
 fn mount_point(path: &str) -> Result<String> {

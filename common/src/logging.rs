@@ -84,6 +84,33 @@ pub fn set_filter(filter: &str) -> Result<(), LogError> {
     STATE.get().ok_or(LogError::NotStarted)?.filter.reload(parsed).map_err(|_| LogError::NotStarted)
 }
 
+/// Changes the level of one part of the program (`name`, such as `ufs`; empty: of all of it) from now on, and returns the
+/// directives that hold then. An empty `level` changes nothing.
+///
+/// # Errors
+/// Name or level cannot be used, or logging was not started.
+pub fn set_level(name: &str, level: &str) -> Result<String, LogError> {
+    let before = filter().ok_or(LogError::NotStarted)?;
+    if level.is_empty() {
+        return Ok(before);
+    }
+    let directives = with_directive(&before, name, level);
+    set_filter(&directives)?;
+    tracing::info!("the log's level is {directives} from now on");
+    Ok(directives)
+}
+
+/// `filter` with the level of `name` (empty: of everything) replaced.
+fn with_directive(filter: &str, name: &str, level: &str) -> String {
+    if name.is_empty() {
+        return level.to_owned();
+    }
+    let others = filter.split(',').filter(|directive| {
+        !directive.is_empty() && directive.split_once('=').map_or(*directive, |(name, _)| name) != name
+    });
+    others.map(str::to_owned).chain([format!("{name}={level}")]).collect::<Vec<_>>().join(",")
+}
+
 /// What is logged now, or `None` before the start.
 pub fn filter() -> Option<String> {
     STATE.get()?.filter.with_current(ToString::to_string).ok()
@@ -258,6 +285,13 @@ mod tests {
         let text = read_to_string(&moved).unwrap();
         assert!(text.contains("old file") && text.contains("still here"), "{text}");
         assert!(text.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    }
+
+    #[test]
+    fn a_directive_replaces_its_like() {
+        assert_eq!(with_directive("info,ufs=debug", "ufs", "warn"), "info,ufs=warn");
+        assert_eq!(with_directive("info", "worker", "debug"), "info,worker=debug");
+        assert_eq!(with_directive("info,ufs=debug", "", "error"), "error");
     }
 
     #[test]

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -68,7 +69,8 @@ class Image(unittest.TestCase):
         cls.config = json.loads(cls.buildah("inspect", "--type", "image", "localhost/alluxio"))["OCIv1"]["config"]
         cls.rootfs = cls.buildah("mount", cls.buildah("from", "localhost/alluxio"))
 
-    def container(self, *arguments, user=None, binds=(), privileged=False, powers=(), env=(), entrypoint=None):
+    def container(self, *arguments, user=None, binds=(), privileged=False, powers=(), env=(), entrypoint=None,
+                  network=None, groups=()):
         """runc's process for the image with these arguments; its output is in .log."""
         bundle = pathlib.Path(tempfile.mkdtemp(dir=self.work))
         subprocess.run(["runc", "spec", "--bundle", bundle], check=True)
@@ -77,7 +79,7 @@ class Image(unittest.TestCase):
         process = spec["process"]
         process |= {
             "terminal": False,
-            "user": {"uid": uid, "gid": gid},
+            "user": {"uid": uid, "gid": gid, "additionalGids": list(groups)},
             "args": (self.config["Entrypoint"] if entrypoint is None else entrypoint) + list(map(str, arguments)),
             "env": [*self.config["Env"], *env],
             "cwd": self.config["WorkingDir"],
@@ -88,8 +90,10 @@ class Image(unittest.TestCase):
             powers = ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER"]
         process["capabilities"] = {kind: list(powers) for kind in ("bounding", "effective", "permitted")}
         spec["root"] = {"path": self.rootfs, "readonly": True}
-        # The network of the machine, as with hostNetwork.
+        # The network of the machine, as with hostNetwork, or another one.
         spec["linux"]["namespaces"] = [ns for ns in spec["linux"]["namespaces"] if ns["type"] != "network"]
+        if network:
+            spec["linux"]["namespaces"].append({"type": "network", "path": network})
         spec["linux"]["resources"] = {"devices": [{"allow": True, "access": "rwm"}]} if privileged else {}
         spec["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]})
         spec["mounts"] += [
@@ -202,55 +206,59 @@ class Image(unittest.TestCase):
         process.stop()
         self.assertEqual(process.wait(60), 0, process.log.read_text())
 
-    def test_a_volume_is_published_by_what_the_manifests_start(self):
-        """The node service and the mounter with the users, arguments and capabilities of deploy/kubernetes/alluxio.yaml, on a
-        directory in the kubelet's place; this test is the kubelet."""
+    def test_what_the_manifests_start_serves_a_cluster_and_its_volumes(self):
+        """Worker, classic mount, node service and mounter with the users, arguments, volumes and capabilities of
+        deploy/kubernetes, on directories in place of a node's; this test is the kubelet."""
         try:
             import grpc
         except ImportError:
             self.skipTest("grpc is not installed (apt-get install python3-grpcio)")
         program("alluxio-csi")
-        pods = {named(doc): pod_of(doc)["spec"] for doc in documents(DEPLOY / "kubernetes/alluxio.yaml") if pod_of(doc)}
-        node, mounter = pods["DaemonSet alluxio-csi-node"], pods["DaemonSet alluxio-csi-mounter"]
-        kubelet, source = self.shared("kubelet"), self.source()
+        etcd = tool("etcd", "apt-get install etcd-server")
+        docs = documents(DEPLOY / "kubernetes/alluxio.yaml")
+        node, source = Node(self), self.source()
+        there = (source, "/source", "ro")
 
-        def started(spec, one, binds, **more):
-            context = one["securityContext"]
-            user = tuple(context.get(key, spec.get("securityContext", {}).get(key)) for key in ("runAsUser", "runAsGroup"))
-            paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
-            for mount in one["volumeMounts"]:
-                path = paths.get(mount["name"], "")
-                if path.startswith("/var/lib/kubelet"):
-                    host = kubelet / path.removeprefix("/var/lib/kubelet").lstrip("/")
-                    host.mkdir(parents=True, exist_ok=True)
-                    binds = [*binds, (host, mount["mountPath"], "rshared")]
-            env = {item["name"]: item.get("value", "here") for item in one.get("env", [])}
-            arguments = [re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], word) for word in one.get("args", [])]
-            return self.container(
-                *one.get("command", []), *arguments, user=user, binds=binds,
-                entrypoint=[] if "command" in one else None, privileged=context.get("privileged", False),
-                powers=["CAP_" + name for name in context.get("capabilities", {}).get("add", [])],
-                env=[f"{key}={value}" for key, value in env.items()], **more,
-            )
+        server = node.inside(etcd, "--data-dir", self.work / "cluster-etcd")
+        until("etcd", lambda: node.ask("http://127.0.0.1:2379/health"), server)
 
-        for one in mounter["initContainers"]:
-            prepared = started(mounter, one, [])
-            self.assertEqual(prepared.wait(60), 0, prepared.log.read_text())
-        cache = pathlib.Path(tempfile.mkdtemp(dir=self.work))
-        os.chown(cache, 65534, 65534)
-        # What the volume names, the mounter must see: a directory stands for the bucket here.
-        serving = started(mounter, mounter["containers"][0], [(cache, "/cache", "rw"), (source, "/source", "ro")])
-        plugin = started(node, next(one for one in node["containers"] if one["name"] == "csi-node"), [])
+        pod = node.pod(docs, "StatefulSet alluxio-worker")
+        for prepared in pod["initContainers"]:
+            self.assertEqual(node.start(pod, prepared).wait(60), 0)
+        worker = node.start(pod, pod["containers"][0], [there])
+        until("the worker", lambda: node.ask("http://127.0.0.1:30000/health"), worker)
+        for expected in ("Mounted", "already"):
+            added = node.start(pod, pod["containers"][0] | {"args": ["ensure-mount", "/data", "file:///source"]}, [there])
+            self.assertEqual(added.wait(60), 0, added.log.read_text())
+            self.assertIn(expected, added.log.read_text())
+
+        # The classic mount.
+        pod = node.pod(documents(DEPLOY / "kubernetes/alluxio-fuse.yaml.template"), "DaemonSet alluxio-fuse")
+        mount = node.start(pod, pod["containers"][0], [there])
+        shown = node.root / "alluxio-fuse/data/file"
+        until("the mount", shown.exists, mount)
+        self.assertEqual(shown.read_text(), "hello\n")
+        until("/health of the mount", lambda: node.ask("http://127.0.0.1:49999/health"), mount)
+        mount.stop()
+        self.assertEqual(mount.wait(60), 0, mount.log.read_text())
+        self.assertFalse(shown.exists())
+
+        # The driver.
+        pod = node.pod(docs, "DaemonSet alluxio-csi-mounter")
+        for _ in range(2):
+            # At the second start the directories are there already, and another user's.
+            for prepared in pod["initContainers"]:
+                started = node.start(pod, prepared)
+                self.assertEqual(started.wait(60), 0, started.log.read_text())
+        serving = node.start(pod, pod["containers"][0], [there])
+        pod = node.pod(docs, "DaemonSet alluxio-csi-node")
+        service = next(one for one in pod["containers"] if one["name"] == "csi-node")
+        plugin = node.start(pod, service)
+        kubelet = node.root / "var/lib/kubelet"
         socket = kubelet / "plugins/alluxio/csi/csi.sock"
         until("the plugin", socket.exists, plugin)
         until("the mounter", (kubelet / "plugins/alluxio/mounter/mounter.sock").exists, serving)
         self.assertEqual([path.name for path in socket.parent.iterdir()], ["csi.sock"])
-
-        def field(number, value):
-            value = value.encode() if isinstance(value, str) else value
-            self.assertLess(len(value), 16384)
-            size = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
-            return bytes([number << 3 | 2]) + size + value
 
         def call(method, *fields):
             with grpc.insecure_channel(f"unix:{socket}") as channel:
@@ -261,29 +269,130 @@ class Image(unittest.TestCase):
                     told = f"{plugin.log.read_text()}{serving.log.read_text()}"
                     raise AssertionError(f"{method}: {error.code()} {error.details()}\n{told}") from error
 
+        def ready():
+            return call("Identity/Probe") == field(1, b"\x08\x01")
+
         self.assertIn(b"alluxio", call("Identity/GetPluginInfo"))
         self.assertEqual(call("Node/NodeGetInfo")[2:6], b"here")
+        until("readiness", ready, plugin)
         (kubelet / "pods/uid/volumes").mkdir(parents=True)
-        target = "/var/lib/kubelet/pods/uid/volumes/mount"
+        claim = next(doc for doc in docs if doc["kind"] == "PersistentVolume")["spec"]["csi"]["volumeAttributes"]
         # VolumeCapability: mount {}, access_mode {mode: MULTI_NODE_READER_ONLY}.
-        reader = field(2, b"") + field(3, b"\x08\x03")
-        attribute = field(1, "ufs") + field(2, "file:///source")
-        # The node service answers UNAVAILABLE until it has looked at what is there.
-        until("readiness", lambda: call("Identity/Probe") == field(1, b"\x08\x01"), plugin)
-        call("Node/NodePublishVolume", field(1, "volume"), field(4, target), field(5, reader), b"\x30\x01", field(8, attribute))
-        seen = kubelet / "pods/uid/volumes/mount/file"
-        self.assertEqual(seen.read_text(), "hello\n")
-        # The plugin goes and comes; the reader sees nothing of it.
-        with seen.open() as file:
+        reader = field(5, field(2, b"") + field(3, b"\x08\x03"))
+        volumes = {"standalone": ({"ufs": "file:///source"}, "file"), "cluster": (claim, "data/file")}
+        for volume, (attributes, path) in volumes.items():
+            context = b"".join(field(8, field(1, key) + field(2, value)) for key, value in attributes.items())
+            target = f"/var/lib/kubelet/pods/uid/volumes/{volume}"
+            call("Node/NodePublishVolume", field(1, volume), field(4, target), reader, b"\x30\x01", context)
+            self.assertEqual((kubelet / f"pods/uid/volumes/{volume}/{path}").read_text(), "hello\n")
+        # The plugin goes and comes; a reader sees nothing of it.
+        with (kubelet / "pods/uid/volumes/cluster/data/file").open() as file:
             plugin.stop()
             self.assertEqual(plugin.wait(60), 0, plugin.log.read_text())
             self.assertEqual(file.read(), "hello\n")
-        plugin = started(node, next(one for one in node["containers"] if one["name"] == "csi-node"), [])
+        plugin = node.start(pod, service)
         until("the plugin", socket.exists, plugin)
-        until("readiness", lambda: call("Identity/Probe") == field(1, b"\x08\x01"), plugin)
-        self.assertEqual(seen.read_text(), "hello\n")
-        call("Node/NodeUnpublishVolume", field(1, "volume"), field(2, target))
-        self.assertFalse(seen.exists())
+        until("readiness", ready, plugin)
+        for volume, (_, path) in volumes.items():
+            seen = kubelet / f"pods/uid/volumes/{volume}/{path}"
+            self.assertEqual(seen.read_text(), "hello\n")
+            call("Node/NodeUnpublishVolume", field(1, volume), field(2, f"/var/lib/kubelet/pods/uid/volumes/{volume}"))
+            self.assertFalse(seen.exists())
+        worker.stop()
+        self.assertEqual(worker.wait(60), 0, worker.log.read_text())
+
+
+def field(number, value):
+    """A field of a protobuf message with a length: text, bytes or a message."""
+    value = value.encode() if isinstance(value, str) else value
+    assert len(value) < 16384
+    size = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+    return bytes([number << 3 | 2]) + size + value
+
+
+class Node:
+    """What a node has for pods: directories, a network, volumes as the kubelet makes them."""
+
+    def __init__(self, test):
+        self.test = test
+        self.root = test.shared("node")
+        # A network of its own, so that the ports of the manifests are free.
+        keeper = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        test.addCleanup(keeper.wait)
+        test.addCleanup(keeper.kill)
+        self.network = f"/proc/{keeper.pid}/ns/net"
+        own = os.readlink("/proc/self/ns/net")
+        until("a network", lambda: os.readlink(self.network) != own, keeper)
+        self.loopback()
+
+    def loopback(self):
+        """Brings lo up without the tools that a small machine lacks."""
+        script = (
+            "import fcntl, socket, struct; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+            "fcntl.ioctl(s, 0x8914, struct.pack('16sh22x', b'lo', 0x41))"
+        )
+        subprocess.run(["nsenter", f"--net={self.network}", sys.executable, "-c", script], check=True)
+
+    def inside(self, *command):
+        process = subprocess.Popen(
+            ["nsenter", f"--net={self.network}", *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.test.addCleanup(process.wait)
+        self.test.addCleanup(process.terminate)
+        return process
+
+    def ask(self, url):
+        script = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=5).read().decode())"
+        done = subprocess.run(
+            ["nsenter", f"--net={self.network}", sys.executable, "-c", script], text=True, capture_output=True, check=False
+        )
+        return done.stdout.strip()
+
+    def pod(self, docs, name):
+        """The pod of an object, with a directory for each of its volumes."""
+        doc = next(doc for doc in docs if named(doc) == name)
+        spec = pod_of(doc)["spec"] | {"directories": {}}
+        group = spec.get("securityContext", {}).get("fsGroup")
+        for volume in spec["volumes"] + [{"name": c["metadata"]["name"]} for c in doc["spec"].get("volumeClaimTemplates", [])]:
+            path = self.test.work / name.replace(" ", "-") / volume["name"]
+            if "hostPath" in volume:
+                path = self.root / volume["hostPath"]["path"].lstrip("/")
+                if volume["hostPath"]["type"] == "CharDevice" or volume["name"] == "sys":
+                    continue
+            path.mkdir(parents=True, exist_ok=True)
+            if "configMap" in volume:
+                data = next(d for d in docs if named(d) == f"ConfigMap {volume['configMap']['name']}")["data"]
+                for file, text in data.items():
+                    (path / file).write_text(re.sub(r"http://alluxio-etcd[^:]*:", "http://127.0.0.1:", text))
+            elif "hostPath" not in volume:
+                os.chown(path, 0, group or 0)
+                path.chmod(0o777 if "emptyDir" in volume else 0o2775)
+            spec["directories"][volume["name"]] = path
+        return spec
+
+    def start(self, spec, one, binds=()):
+        """A container of a pod."""
+        binds, context = list(binds), one["securityContext"]
+        for mount in one["volumeMounts"]:
+            if mount["name"] in spec["directories"]:
+                kind = {"Bidirectional": "rshared", "HostToContainer": "rslave"}.get(mount.get("mountPropagation"), "rprivate")
+                options = (kind, "ro") if mount.get("readOnly") else (kind,)
+                binds.append((spec["directories"][mount["name"]], mount["mountPath"], *options))
+        field_of = {"status.podIP": "127.0.0.1", "spec.nodeName": "here"}
+        env = {}
+        for item in one.get("env", []):
+            text = item["value"] if "value" in item else field_of[item["valueFrom"]["fieldRef"]["fieldPath"]]
+            env[item["name"]] = re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], text)
+        arguments = [re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], word) for word in one.get("args", [])]
+        whole = spec.get("securityContext", {})
+        return self.test.container(
+            *one.get("command", []), *arguments, binds=binds, network=self.network,
+            user=tuple(context.get(key, whole.get(key)) for key in ("runAsUser", "runAsGroup")),
+            groups=[whole["fsGroup"]] if "fsGroup" in whole else [],
+            entrypoint=[] if "command" in one else None, privileged=context.get("privileged", False),
+            powers=["CAP_" + name for name in context.get("capabilities", {}).get("add", [])],
+            env=[f"{key}={value}" for key, value in env.items()],
+        )
 
 
 if __name__ == "__main__":

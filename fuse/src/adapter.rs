@@ -14,9 +14,13 @@
 //! ends the inode table too, makes it go unheard.
 
 mod convert;
+mod in_turn;
 mod init;
 mod run;
 mod sink;
+mod turn;
+
+pub use in_turn::InTurn;
 
 use crate::{
     fs::{Fs, Opened, Read},

@@ -3,6 +3,7 @@
 //! Every failure is one line on standard error that begins with the program's name, and an exit code that is not 0:
 //! 2 for a command line that makes no sense, 1 for the rest.
 
+pub mod log_level;
 mod mount;
 mod status;
 mod unmount;

@@ -1,5 +1,9 @@
 //! Clusters of real processes: etcd, workers, mounts, with an S3 server behind them.
 
+mod bad_input;
+mod commands;
 mod failures;
+mod outages;
+mod placement;
 mod processes;
 mod reading;

@@ -9,14 +9,14 @@ use tests::{
     tree::Tree,
 };
 
-fn source(files: usize) -> (tempfile::TempDir, Tree, Store) {
+pub fn source(files: usize) -> (tempfile::TempDir, Tree, Store) {
     let dir = tempfile::tempdir().unwrap();
     let tree = Tree::make(dir.path(), files, 1 << 20, 3).unwrap();
     let store = Store::of_dir(dir.path());
     (dir, tree, store)
 }
 
-fn check(tree: &Tree, mount: &Mount) {
+pub fn check(tree: &Tree, mount: &Mount) {
     let root = mount.join("data");
     machine::wait_for("the mount in the namespace", || root.is_dir().then_some(()));
     if let Err(error) = tree.compare_bytes(&root, 4, 1, false) {

@@ -211,7 +211,8 @@ async fn bind(options: &ServerOptions, identity: &str) -> Result<Ports> {
 async fn open_store(options: StoreOptions) -> Result<Arc<PageStore>> {
     let store = tokio::task::spawn_blocking(move || PageStore::open(options))
         .await
-        .map_err(|error| Error::new(ErrorKind::Io, format!("the page store: {error}")))??;
+        .map_err(|error| Error::new(ErrorKind::Io, format!("the page store: {error}")))?
+        .map_err(|error| error.context("alluxio.worker.page.store.dirs and .sizes"))?;
     let stats = store.stats();
     let problems: Vec<String> = stats.dirs.iter().filter_map(|dir| dir.problem.clone()).collect();
     if store.is_off() {

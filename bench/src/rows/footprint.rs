@@ -89,6 +89,11 @@ pub fn start(context: &Context, name: &'static str) -> Result<Row> {
 }
 
 fn peak_while_streaming(root: &Path, pid: u32) -> Result<f64> {
+    peak_during(pid, || four_readers(root))
+}
+
+/// The most MiB that a process holds while `work` is done.
+pub fn peak_during(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let sampler = scope.spawn(|| {
@@ -99,10 +104,10 @@ fn peak_while_streaming(root: &Path, pid: u32) -> Result<f64> {
             }
             peak
         });
-        let read = four_readers(root);
+        let outcome = work();
         done.store(true, Ordering::Relaxed);
         let peak = sampler.join().map_err(|_| anyhow::anyhow!("the sampler failed"))?;
-        read?;
+        outcome?;
         ensure!(peak > 0.0, "the daemon is gone");
         Ok(peak)
     })

@@ -49,7 +49,7 @@ enum Algorithm {
 
 pub async fn cat(args: CatArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     for text in &args.places {
-        let place = Place::parse(text, conf)?;
+        let place = Place::parse(text, conf).await?;
         let attr = place.file().await?;
         each_piece(&place, &attr, 0, attr.size, |bytes| Ok(out.write_all(bytes)?)).await?;
     }
@@ -57,14 +57,14 @@ pub async fn cat(args: CatArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Re
 }
 
 pub async fn head(args: PartArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let place = Place::parse(&args.place, conf)?;
+    let place = Place::parse(&args.place, conf).await?;
     let attr = place.file().await?;
     each_piece(&place, &attr, 0, args.bytes.min(attr.size), |bytes| Ok(out.write_all(bytes)?)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn tail(args: PartArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let place = Place::parse(&args.place, conf)?;
+    let place = Place::parse(&args.place, conf).await?;
     let attr = place.file().await?;
     let start = attr.size.saturating_sub(args.bytes);
     each_piece(&place, &attr, start, attr.size, |bytes| Ok(out.write_all(bytes)?)).await?;
@@ -72,7 +72,7 @@ pub async fn tail(args: PartArgs, conf: &Conf, out: &mut impl Write) -> anyhow::
 }
 
 pub async fn checksum(args: ChecksumArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let place = Place::parse(&args.place, conf)?;
+    let place = Place::parse(&args.place, conf).await?;
     let attr = place.file().await?;
     let (name, sum) = match args.algorithm {
         Algorithm::Md5 => ("md5sum", digest::<md5::Md5>(&place, &attr).await?),
@@ -82,7 +82,7 @@ pub async fn checksum(args: ChecksumArgs, conf: &Conf, out: &mut impl Write) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn digest<D: Digest>(place: &Place, attr: &Attr) -> anyhow::Result<String> {
+pub async fn digest<D: Digest>(place: &Place, attr: &Attr) -> anyhow::Result<String> {
     let mut digest = D::new();
     each_piece(place, attr, 0, attr.size, |bytes| {
         digest.update(bytes);
@@ -93,7 +93,7 @@ async fn digest<D: Digest>(place: &Place, attr: &Attr) -> anyhow::Result<String>
 }
 
 /// Reads the bytes from `start` to `end` and hands them over in order, some pieces being fetched ahead.
-async fn each_piece(
+pub async fn each_piece(
     place: &Place,
     attr: &Attr,
     start: u64,

@@ -30,7 +30,7 @@ pub struct Args {
 
 pub async fn ls(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     for text in &args.places {
-        let place = Place::parse(text, conf)?;
+        let place = Place::parse(text, conf).await?;
         let attr = place.attr().await?;
         if !attr.is_dir() || args.directory {
             line(&args, &attr, if place.shown.is_empty() { "/" } else { &place.shown }, out)?;

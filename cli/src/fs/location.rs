@@ -1,12 +1,15 @@
 //! `fs location`: which workers own a path. Nobody is asked: the ring follows from who is registered.
 
-use crate::cluster::Cluster;
-use client::ring::Ring;
+use crate::cluster::{Cluster, Owners};
 use common::conf::{Conf, keys::cluster as keys};
 use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  alluxio fs location /s3/dir/file
+  alluxio fs location --replicas 3 s3://bucket/dir/file")]
 pub struct Args {
     /// A path of the namespace (/mount/dir/file) or a URI of an under storage (s3://bucket/dir/file)
     path: String,
@@ -16,25 +19,15 @@ pub struct Args {
 }
 
 pub async fn location(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(
-        conf.get(&keys::RING_PROVIDER) == keys::RingProvider::Default,
-        "the ring follows capacities (alluxio.user.worker.selection.policy.consistent.hash.provider.impl), which only the workers know"
-    );
     let cluster = Cluster::connect(conf).await?;
-    let key = match args.path.contains("://") {
+    let key = match args.path.contains("://") && !args.path.starts_with("alluxio://") {
         true => common::UfsUri::parse(&args.path)?.to_string(),
         false => cluster.mounts.read().await?.resolve(&args.path)?,
     };
-    let view = cluster.membership.view().await?;
-    let workers = view.identities(conf.get(&keys::DYNAMIC_RING_ENABLED));
-    anyhow::ensure!(!workers.is_empty(), "no worker is live; `alluxio info nodes` shows who is registered");
-    let nodes = u32::try_from(conf.get(&keys::RING_VIRTUAL_NODES)).unwrap_or(u32::MAX);
     let replicas = args.replicas.unwrap_or_else(|| conf.get(&keys::REPLICATION_MIN));
-    let owners = Ring::uniform(&workers, nodes).lookup(key.as_bytes(), usize::try_from(replicas).unwrap_or(usize::MAX));
-    for identity in owners {
-        if let Some(state) = view.workers.get(&identity) {
-            writeln!(out, "{identity}\t{}", state.entry.shown())?;
-        }
+    let owners = Owners::of(&cluster, conf).await?;
+    for (identity, entry) in owners.lookup(key.as_bytes(), usize::try_from(replicas).unwrap_or(usize::MAX)) {
+        writeln!(out, "{identity}\t{}", entry.shown())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,16 @@
 //! From what the user wrote to an under storage and a path in it.
 
-use common::conf::Conf;
+use client::cluster::Namespace;
+use common::conf::{Conf, keys};
 use common::{Attr, Error, ErrorKind, UfsPath, UfsUri};
 use std::path::Path;
 use std::sync::Arc;
 use ufs::{UfsOptions, UnderStorage};
 
-/// A file or directory on its under storage.
+/// How URIs of the cluster's namespace begin.
+pub const NAMESPACE: &str = "alluxio://";
+
+/// A file or directory on its under storage, or in the namespace of a cluster.
 pub struct Place {
     /// The storage.
     pub storage: Arc<dyn UnderStorage>,
@@ -17,9 +21,19 @@ pub struct Place {
 }
 
 impl Place {
-    /// Finds the storage of a path or URI; nothing is asked of it yet. A path of this host is followed through its
-    /// symbolic links, as a shell would.
-    pub fn parse(text: &str, conf: &Conf) -> anyhow::Result<Self> {
+    /// Finds the storage of a path or URI; nothing is asked of it yet, except that the cluster's etcd is asked where the
+    /// place lies in the namespace. A path of this host is followed through its symbolic links, as a shell would.
+    pub async fn parse(text: &str, conf: &Conf) -> anyhow::Result<Self> {
+        let shown = text.trim_end_matches('/').to_owned();
+        if let Some(rest) = text.strip_prefix(NAMESPACE) {
+            let (cluster, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let cluster = match cluster {
+                "" => conf.get(&keys::cluster::CLUSTER_NAME),
+                name => name.to_owned(),
+            };
+            let storage = Namespace::connect(conf, &cluster, &UfsPath::root()).await?;
+            return Ok(Place { storage, path: UfsPath::parse(path)?, shown });
+        }
         let (root, path) = if let Some(local) = text.strip_prefix("file://") {
             local_parts(Path::new(local))?
         } else if text.contains("://") {
@@ -29,7 +43,7 @@ impl Place {
             local_parts(Path::new(text))?
         };
         let storage = ufs::open(&root, &UfsOptions::from_conf(conf, &root))?;
-        Ok(Place { storage, path, shown: text.trim_end_matches('/').to_owned() })
+        Ok(Place { storage, path, shown })
     }
 
     /// The attributes.

@@ -42,7 +42,7 @@ pub struct TestArgs {
 }
 
 pub async fn stat(args: StatArgs, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let place = Place::parse(&args.place, conf)?;
+    let place = Place::parse(&args.place, conf).await?;
     let attr = place.attr().await?;
     let name = place.path.name().map_or_else(|| "/".to_owned(), format::name);
     let kind = if attr.is_dir() { "directory" } else { "file" };
@@ -113,19 +113,19 @@ pub async fn test(args: TestArgs, conf: &Conf) -> anyhow::Result<ExitCode> {
 }
 
 async fn decide(args: TestArgs, conf: &Conf) -> anyhow::Result<bool> {
-    let place = |text: String| Place::parse(&text, conf);
+    let place = async |text: String| Place::parse(&text, conf).await;
     Ok(if let Some(text) = args.directory {
-        place(text)?.attr().await?.is_dir()
+        place(text).await?.attr().await?.is_dir()
     } else if let Some(text) = args.file {
-        place(text)?.attr().await?.is_file()
+        place(text).await?.attr().await?.is_file()
     } else if let Some(text) = args.zero {
-        let attr = place(text)?.attr().await?;
+        let attr = place(text).await?.attr().await?;
         attr.is_file() && attr.size == 0
     } else if let Some(text) = args.non_empty {
-        let place = place(text)?;
+        let place = place(text).await?;
         place.attr().await?.is_dir() && place.storage.list(&place.path).await?.next().await?.is_some()
     } else if let Some(text) = args.exists {
-        place(text)?.attr().await.map(|_| true)?
+        place(text).await?.attr().await.map(|_| true)?
     } else {
         anyhow::bail!("fs test needs one of -d, -e, -f, -s, -z")
     })

@@ -46,6 +46,18 @@ impl EtcdServer {
         let _ = self.child.wait();
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.client_port
+    }
+
+    /// Starts it again at the same place with what it had.
+    pub fn start_again(&mut self) {
+        self.kill();
+        self.child = spawn(&self.data, self.client_port, self.peer_port);
+        assert!(self.answers(), "etcd does not start again");
+    }
+
     /// Starts it again at the same place with nothing in it.
     pub fn start_again_empty(&mut self) {
         self.kill();

@@ -58,6 +58,15 @@ impl Socket {
 
     /// Sends all of `parts`, one after the other.
     pub async fn send(&self, parts: &[&[u8]]) -> Result<()> {
+        self.send_flagged(parts, MsgFlags::MSG_NOSIGNAL).await
+    }
+
+    /// The same when more follows at once: the kernel may keep the bytes back until they make up a whole packet with it.
+    pub async fn send_more(&self, parts: &[&[u8]]) -> Result<()> {
+        self.send_flagged(parts, MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(libc::MSG_MORE)).await
+    }
+
+    async fn send_flagged(&self, parts: &[&[u8]], flags: MsgFlags) -> Result<()> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut sent = 0;
         while sent < total {
@@ -73,9 +82,7 @@ impl Socket {
                     count += 1;
                 }
             }
-            sent += self
-                .when_writable("send", |fd| Ok(sendmsg::<()>(fd, &slices[..count], &[], MsgFlags::MSG_NOSIGNAL, None)?))
-                .await?;
+            sent += self.when_writable("send", |fd| Ok(sendmsg::<()>(fd, &slices[..count], &[], flags, None)?)).await?;
         }
         Ok(())
     }

@@ -248,6 +248,7 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
         Ok(Served {
             filesystem: parts.adapter,
             threads: parts.threads,
+            look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
             passthrough: Arc::new(passthrough),
             web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
             close: Box::new(move || {

@@ -1,10 +1,11 @@
-//! The socket of a daemon, over which `status` asks it. A question and its answer are one line of JSON each.
+//! The socket of a daemon, over which `status` and `alluxio conf log` ask it. A question and its answer are one line of
+//! JSON each.
 //!
 //! Invariants: only root and the daemon's own user are listened to; one connection at a time, and each has a deadline,
 //! so whoever connects and says nothing delays others by a moment and costs nothing else.
 
 use super::{Result, SessionError, process};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
     io::{self, Read, Write},
@@ -22,11 +23,42 @@ const EXCHANGE: Duration = Duration::from_secs(2);
 const LINE_MAX: usize = 64 * 1024;
 
 /// What a daemon can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "question", rename_all = "snake_case")]
 pub enum Question {
     /// How it does; answered by a [`Status`].
     Status,
+    /// Changes what is logged from now on; answered by a [`LogLevel`].
+    LogLevel {
+        /// The part of the program; empty: all of it.
+        name: String,
+        /// The level; empty: nothing is changed.
+        level: String,
+    },
+}
+
+/// What a daemon logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// The directives in force; or why they could not be changed.
+    pub directives: std::result::Result<String, String>,
+}
+
+impl LogLevel {
+    /// Changes this process's log.
+    pub fn set(name: &str, level: &str) -> Self {
+        Self { directives: common::logging::set_level(name, level).map_err(|error| error.to_string()) }
+    }
+}
+
+/// An answer. Which one it is follows from the question.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To [`Question::Status`].
+    Status(Status),
+    /// To [`Question::LogLevel`].
+    LogLevel(LogLevel),
 }
 
 /// How a daemon does.
@@ -67,7 +99,7 @@ fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
 }
 
 /// Listens at `path` and answers on a thread of its own until the process ends.
-pub fn serve(path: &Path, answer: impl Fn(Question) -> Status + Send + 'static) -> Result<()> {
+pub fn serve(path: &Path, answer: impl Fn(Question) -> Answer + Send + 'static) -> Result<()> {
     let failed = |error: io::Error| SessionError::system(format!("the socket {}", path.display()), error);
     let (_directory, short) = short_path(path).map_err(failed)?;
     // What is there under our process number is of a dead process.
@@ -89,7 +121,7 @@ pub fn serve(path: &Path, answer: impl Fn(Question) -> Status + Send + 'static) 
     Ok(())
 }
 
-fn exchange(stream: &UnixStream, answer: impl Fn(Question) -> Status) -> io::Result<()> {
+fn exchange(stream: &UnixStream, answer: impl Fn(Question) -> Answer) -> io::Result<()> {
     let deadline = Instant::now() + EXCHANGE;
     let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
     if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
@@ -102,8 +134,8 @@ fn exchange(stream: &UnixStream, answer: impl Fn(Question) -> Status) -> io::Res
     write(stream, &text, deadline)
 }
 
-/// Asks the daemon whose socket this is.
-pub fn ask(socket: &Path, question: Question) -> io::Result<Status> {
+/// Asks the daemon whose socket this is. The type is the one that answers the question.
+pub fn ask<A: DeserializeOwned + Send + 'static>(socket: &Path, question: Question) -> io::Result<A> {
     let socket = socket.to_owned();
     let exchange = move || {
         let deadline = Instant::now() + EXCHANGE;
@@ -158,16 +190,24 @@ mod tests {
         let deep = dir.path().join("x".repeat(200));
         std::fs::create_dir(&deep).unwrap();
         let socket = deep.join("1-2.sock");
-        serve(&socket, |Question::Status| Status { uptime_seconds: 7, ..Status::default() }).unwrap();
+        serve(&socket, |question| match question {
+            Question::Status => Answer::Status(Status { uptime_seconds: 7, ..Status::default() }),
+            Question::LogLevel { name, level } => {
+                Answer::LogLevel(LogLevel { directives: Ok(format!("{name}={level}")) })
+            }
+        })
+        .unwrap();
         let (_directory, short) = short_path(&socket).unwrap();
         UnixStream::connect(&short).unwrap().write_all(b"nonsense\n").unwrap();
         drop(UnixStream::connect(&short).unwrap());
-        assert_eq!(ask(&socket, Question::Status).unwrap().uptime_seconds, 7);
+        assert_eq!(ask::<Status>(&socket, Question::Status).unwrap().uptime_seconds, 7);
+        let level = Question::LogLevel { name: "ufs".into(), level: "debug".into() };
+        assert_eq!(ask::<LogLevel>(&socket, level).unwrap().directives.unwrap(), "ufs=debug");
     }
 
     #[test]
     fn nobody_answers_where_no_daemon_is() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(ask(&dir.path().join("none.sock"), Question::Status).is_err());
+        assert!(ask::<Status>(&dir.path().join("none.sock"), Question::Status).is_err());
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{
     Result, SessionError,
-    control::{self, Question, Status},
+    control::{self, Answer, LogLevel, Question, Status},
     kernel::{self, MountRequest},
     mounts::Device,
     process,
@@ -13,6 +13,7 @@ use super::{
     signals,
     teardown::Teardown,
 };
+use crate::adapter::InTurn;
 use common::metrics::metrics;
 use std::{
     io,
@@ -39,6 +40,8 @@ pub struct Served<F> {
     pub filesystem: F,
     /// How many threads take requests.
     pub threads: usize,
+    /// How long a thread that expects another request looks for it before it sleeps; zero: not at all.
+    pub look: Duration,
     /// Whether passthrough is on, and why.
     pub passthrough: Arc<dyn Fn() -> (bool, String) + Send + Sync>,
     /// Starts `/metrics` if it is wanted; returns its address.
@@ -142,8 +145,11 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, passthrough, web, close } = served;
+    let Served { filesystem, threads, look, passthrough, web, close } = served;
     let (connection, device, created) = teardown.mount(&setup.request)?;
+    let same =
+        connection.try_clone().map_err(|error| SessionError::system("the descriptor of the connection", error))?;
+    let filesystem = InTurn::new(filesystem, same, look);
     serve_requests(setup, filesystem, threads, connection, events)?;
     let record = Record {
         mount_point: setup.request.point.clone(),
@@ -158,7 +164,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
     let metrics_address = web();
     teardown.record(|| {
         let file = state.write(&record)?;
-        let answer = move |Question::Status| status(begin, &passthrough, metrics_address.clone());
+        let answer = move |question| match question {
+            Question::Status => Answer::Status(status(begin, &passthrough, metrics_address.clone())),
+            Question::LogLevel { name, level } => Answer::LogLevel(LogLevel::set(&name, &level)),
+        };
         control::serve(file.socket(), answer)?;
         Ok(file)
     })?;

@@ -27,7 +27,7 @@ use ufs::{Secret, UfsOptions, UnderStorage};
 
 /// How often the mount table is read.
 const REFRESH: Duration = Duration::from_secs(2);
-/// A request for an unknown storage has the table read, if that was so long ago.
+/// Requests for unknown storages have the table read, with pauses of so long.
 const REFRESH_ON_DEMAND: Duration = Duration::from_millis(500);
 /// Changes that a subscriber may be behind.
 const CHANGES: usize = 4096;
@@ -86,10 +86,23 @@ impl Mounted {
         self.open_pages(path, attr)
     }
 
+    /// The same with nothing but what the page store has of it.
+    pub async fn open_stored(&self, path: &UfsPath) -> Result<Arc<dyn PagedFile>> {
+        let attr = self.worker.attr(path, Freshness::Cached).await?;
+        if !attr.is_file() {
+            return Err(Self::no_file(&self.uri, path, &attr));
+        }
+        Ok(self.pages.open(path, attr))
+    }
+
+    fn no_file(uri: &str, path: &UfsPath, attr: &Attr) -> Error {
+        let kind = if attr.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::InvalidArgument };
+        Error::new(kind, format!("{uri}{path} is no regular file"))
+    }
+
     fn open_pages(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<Arc<dyn PagedFile>> {
         if !attr.is_file() {
-            let kind = if attr.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::InvalidArgument };
-            return Err(Error::new(kind, format!("{}{path} is no regular file", self.uri)));
+            return Err(Self::no_file(&self.uri, path, &attr));
         }
         // The lookup may have brought first bytes along, which make up the whole of a small file.
         if !self.worker.storage().is_local()
@@ -177,7 +190,7 @@ impl Namespace {
         if let Some(found) = self.mounted.read().get(&uri) {
             return Ok(found.clone());
         }
-        if let Err(error) = self.refresh_after(REFRESH_ON_DEMAND).await {
+        if let Err(error) = self.refresh_since(Instant::now()).await {
             tracing::debug!(%error, "the mount table is not read for the moment");
         }
         if let Some(found) = self.mounted.read().get(&uri) {
@@ -215,6 +228,24 @@ impl Namespace {
         }
         let outcome = table.read().await;
         *refreshed = Some(Instant::now());
+        self.apply(&outcome?);
+        Ok(())
+    }
+
+    /// Reads the mount table, unless that was done since `asked`: who asks may have added a mount just before. Not more
+    /// often than [`REFRESH_ON_DEMAND`], so it may wait for so long.
+    async fn refresh_since(&self, asked: Instant) -> Result<()> {
+        let Some(table) = &self.table else { return Ok(()) };
+        let mut refreshed = self.refreshed.lock().await;
+        if let Some(at) = *refreshed {
+            if at >= asked {
+                return Ok(());
+            }
+            tokio::time::sleep(REFRESH_ON_DEMAND.saturating_sub(at.elapsed())).await;
+        }
+        let begun = Instant::now();
+        let outcome = table.read().await;
+        *refreshed = Some(begun);
         self.apply(&outcome?);
         Ok(())
     }

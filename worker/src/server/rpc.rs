@@ -134,19 +134,17 @@ impl Service for Rpc {
 
     async fn set_log_level(&self, request: Request<SetLogLevelRequest>) -> Result<Response<SetLogLevelReply>, Status> {
         let SetLogLevelRequest { target, level } = request.into_inner();
-        let directives = with_directive(&common::logging::filter().unwrap_or_default(), &target, &level);
-        common::logging::set_filter(&directives)
+        let directives = common::logging::set_level(&target, &level)
             .map_err(|error| status_of(&Error::new(ErrorKind::InvalidArgument, error.to_string())))?;
-        tracing::info!("the log's level is {directives} from now on");
         Ok(Response::new(SetLogLevelReply { directives }))
     }
 
     async fn free_cache(&self, request: Request<FreeCacheRequest>) -> Result<Response<FreeCacheReply>, Status> {
-        let storage = request.into_inner().storage;
+        let FreeCacheRequest { storage, path } = request.into_inner();
         bounded(async {
             let root = match storage.as_str() {
                 "" => None,
-                storage => Some(common::UfsUri::parse(storage)?.to_string().into_bytes()),
+                storage => Some(common::UfsUri::parse(storage)?.full_path(&UfsPath::parse(&path)?)),
             };
             let store = self.namespace.store().clone();
             let freed = tokio::task::spawn_blocking(move || {
@@ -162,7 +160,7 @@ impl Service for Rpc {
         let request = request.into_inner();
         bounded(async {
             let (mounted, path) = self.find(&request.storage, &request.path).await?;
-            let file = mounted.open_current(&path).await?;
+            let file = mounted.open_stored(&path).await?;
             let (size, page_size) = (file.attr().size, u64::from(file.page_size()));
             let cached = (0..size.div_ceil(page_size))
                 .filter(|page| file.is_present(*page))
@@ -176,17 +174,6 @@ impl Service for Rpc {
 
 fn is_below(path: &[u8], root: &[u8]) -> bool {
     path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest[0] == b'/' || root.ends_with(b"/"))
-}
-
-/// `filter` with the level of `target` (empty: of everything) replaced.
-fn with_directive(filter: &str, target: &str, level: &str) -> String {
-    if target.is_empty() {
-        return level.to_owned();
-    }
-    let others = filter.split(',').filter(|directive| {
-        !directive.is_empty() && directive.split_once('=').map_or(*directive, |(name, _)| name) != target
-    });
-    others.map(str::to_owned).chain([format!("{target}={level}")]).collect::<Vec<_>>().join(",")
 }
 
 /// A listing in batches of bounded size.
@@ -244,13 +231,6 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_directive_replaces_its_like() {
-        assert_eq!(with_directive("info,ufs=debug", "ufs", "warn"), "info,ufs=warn");
-        assert_eq!(with_directive("info", "worker", "debug"), "info,worker=debug");
-        assert_eq!(with_directive("info,ufs=debug", "", "error"), "error");
-    }
 
     #[test]
     fn a_storage_frees_its_own_files_only() {

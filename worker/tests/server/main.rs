@@ -2,6 +2,7 @@
 //! against a real etcd.
 
 mod cluster;
+mod crowd;
 #[allow(dead_code)] // Other suites use the rest of it.
 #[path = "../../../client/tests/cluster/etcd_server.rs"]
 mod etcd_server;

@@ -238,9 +238,7 @@ async fn metadata_and_control_answer_by_grpc() {
     let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.identifier, server.entry().identity.identifier);
     assert!(status.capacity > 0 && status.files == 1, "{status:?}");
-    assert!(
-        client.free_cache(proto::FreeCacheRequest { storage: String::new() }).await.unwrap().into_inner().bytes > 0
-    );
+    assert!(client.free_cache(proto::FreeCacheRequest::default()).await.unwrap().into_inner().bytes > 0);
     let cached = client.check_cached(check()).await.unwrap().into_inner();
     assert_eq!((cached.size, cached.cached), (2, 0));
     drop(client);

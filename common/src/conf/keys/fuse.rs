@@ -61,6 +61,10 @@ keys! { Scope::Fuse;
     /// How many threads take requests from the kernel. 0: one for each processor, 2 at least, 8 at most.
     THREADS: u64 = Decl::named("alluxio.fuse.threads").default("0").range(0, 256).unit("threads");
 
+    /// While requests follow each other fast, how long a thread that has answered one looks for the next before it sleeps,
+    /// which saves waking it. An idle mount does not look. 0: never; nor is it done where there is one processor.
+    REQUEST_LOOK_US: u64 = Decl::named("alluxio.fuse.request.look.us").default("60").range(0, 1000).unit("µs");
+
     /// The kernel's readahead window of the mount, in KiB; it is raised where the privilege allows. 0: left alone.
     READAHEAD_KB: u64 = Decl::named("alluxio.fuse.readahead.kb").default("4096").range(0, 131_072).unit("KiB");
 

@@ -78,7 +78,7 @@ impl Connection {
     pub async fn send_stored(&self, request: u32, prefix: DataPrefix, page: &common::worker::StoredPage) {
         let head = prefix.encode(request, page.length);
         let _sending = self.sending.lock().await;
-        let mut sent = self.socket.send(&[&head]).await;
+        let mut sent = self.socket.send_more(&[&head]).await;
         if sent.is_ok() {
             sent = self.socket.send_file(&page.file, page.offset, page.length).await;
         }

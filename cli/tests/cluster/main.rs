@@ -1,7 +1,8 @@
 //! A cluster as a user runs it: a real etcd, a worker as a daemon, mounts, and what the commands say.
 
+mod commands;
 #[allow(dead_code)] // Other suites use the rest of it.
-#[path = "../../client/tests/cluster/etcd_server.rs"]
+#[path = "../../../client/tests/cluster/etcd_server.rs"]
 mod etcd_server;
 
 use etcd_server::EtcdServer;
@@ -16,12 +17,17 @@ struct Cluster<'a> {
 
 impl Cluster<'_> {
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let dir = self.dir.display();
-        Command::new(env!("CARGO_BIN_EXE_alluxio"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alluxio"));
+        command
             .args(["-D", &format!("alluxio.etcd.endpoints={}", self.etcd.endpoint())])
             .args(["-D", &format!("alluxio.worker.identity.uuid.file.path={dir}/identity")])
             .args(["-D", &format!("alluxio.worker.page.store.dirs={dir}/cache")])
-            .args(["-D", "alluxio.worker.page.store.sizes=64MiB", "-D", "alluxio.worker.hostname=here"])
+            .args(["-D", "alluxio.worker.page.store.sizes=64MiB", "-D", "alluxio.worker.hostname=127.0.0.1"])
             .args([
                 "-D",
                 "alluxio.worker.rpc.port=0",
@@ -33,15 +39,21 @@ impl Cluster<'_> {
             .args(arguments)
             .env_clear()
             .env("ALLUXIO_CONF_DIR", "/nonexistent")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
     }
 
     fn good(&self, arguments: &[&str]) -> String {
         let Output { status, stdout, stderr } = self.run(arguments);
         assert!(status.success(), "{arguments:?}: {status} {}", String::from_utf8_lossy(&stderr));
         String::from_utf8(stdout).unwrap()
+    }
+
+    /// Starts a worker in the background; it ends with the answer.
+    fn worker(&self) -> Stop<'_> {
+        let log = self.dir.join("worker.log");
+        self.good(&["process", "start", "worker", "--daemon", "--wait", "60s", "--log-file", log.to_str().unwrap()]);
+        Stop(self)
     }
 
     fn bad(&self, arguments: &[&str]) -> String {
@@ -68,7 +80,8 @@ fn a_worker_from_start_to_removal() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster { etcd: &etcd, dir: dir.path().to_owned() };
     assert_eq!(cluster.good(&["info", "nodes"]), "WorkerId\tAddress\tStatus\n");
-    assert!(cluster.bad(&["fs", "location", "s3://bucket/path"]).contains("no worker is live"));
+    let nobody = cluster.bad(&["fs", "location", "s3://bucket/path"]);
+    assert!(nobody.contains("no worker has ever registered") && nobody.contains("start a worker first"), "{nobody}");
     assert!(cluster.bad(&["process", "stop", "worker"]).contains("no worker runs"));
 
     let log = dir.path().join("logs/worker.log");
@@ -87,9 +100,13 @@ fn a_worker_from_start_to_removal() {
     );
     assert!(cluster.bad(&start).contains("runs already"));
     assert!(cluster.bad(&["process", "remove-worker", "-n", worker]).contains("is live"));
+    let elsewhere = ["-D", "alluxio.cluster.name=Other", "fs", "location", "s3://bucket/path"];
+    let said = cluster.bad(&elsewhere);
+    assert!(said.contains("\"Other\" (alluxio.cluster.name); there are DefaultAlluxioCluster"), "{said}");
 
     drop(stop);
     wait_until(|| cluster.good(&["info", "nodes"]).ends_with("\tOFFLINE\n"));
+    assert!(cluster.bad(&["cache", "free", "--all"]).contains("no worker is live"));
     let removed = cluster.good(&["process", "remove-worker", "-n", worker]);
     assert_eq!(removed, format!("Successfully removed worker: {worker}\n"));
     assert_eq!(cluster.good(&["info", "nodes"]), "WorkerId\tAddress\tStatus\n");
