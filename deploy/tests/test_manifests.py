@@ -366,7 +366,7 @@ class Volumes(unittest.TestCase):
     def test_every_attribute_is_known(self):
         text = self.KEYS.read_text()
         names = dict(re.findall(r'pub const (\w+): &str = "(\w+)";', text))
-        specs = re.findall(r'spec\((\w+), "(\w*)", (true|false), (true|false),', text)
+        specs = re.findall(r'spec\(\s*(\w+),\s*"(\w*)",\s*(true|false),\s*(true|false),', text)
         self.assertGreater(len(specs), 5)
         count = 0
         for file, given, of_class in self.volumes():
