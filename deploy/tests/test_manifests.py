@@ -330,6 +330,9 @@ class Programs(unittest.TestCase):
                 for flag in args[1:]:
                     with self.subTest(file=name, object=named(doc), flag=flag):
                         self.assertRegex(help_text, rf"(?m)^\s+(-\w, )?{re.escape(flag.split('=')[0])}\b")
+                for item in one.get("env", []):
+                    if item["name"].startswith("ALLUXIO_CSI_"):
+                        self.assertIn(f"[env: {item['name']}=", help_text)
                 checked += 1
         if not checked:
             self.skipTest("no manifest starts the CSI driver")
