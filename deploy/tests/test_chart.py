@@ -89,13 +89,15 @@ class WithHelm(unittest.TestCase):
             (["--set", r"properties.alluxio\.cluster\.name=x"], "set by the chart"),
             (["--set", r"properties.s3a\.secretKey=x"], "is a secret"),
             (["--set", "etcd.tls.enabled=true"], "etcd.tls.existingSecret"),
+            (["--set", "csi.enabled=true,csi.controller.enabled=false,csi.storageClasses[0].name=a,csi.storageClasses[0].parameters.ufs=s3://b"],
+             "need csi.controller.enabled"),
             (["--set", "mounts[0].path=/a/b,mounts[0].ufs=s3://b"], "/mounts/0/path"),
         ]:
             with self.subTest(arguments):
                 self.assertIn(says, render(*arguments, code=1))
 
     def test_the_operators_names_stand(self):
-        docs = {named(doc): doc for doc in yaml.load_all(render("--set", "fuse.enabled=true"), UniqueKeys) if doc}
+        docs = {named(doc): doc for doc in yaml.load_all(render("--set", "fuse.enabled=true,csi.enabled=true"), UniqueKeys) if doc}
         fuse = pod_of(docs["DaemonSet alluxio-fuse"])["spec"]
         mount = next(m for m in fuse["containers"][0]["volumeMounts"] if m["mountPath"] == "/alluxio-fuse")
         self.assertEqual(mount["mountPropagation"], "Bidirectional")

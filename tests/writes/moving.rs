@@ -142,7 +142,10 @@ fn a_program_that_was_just_written_runs() {
         // Also at the source: nobody has it open for writing any more.
         for path in [path, source.path().join("program")] {
             tests::wait_for("the program runs", || match std::process::Command::new(&path).status() {
-                Ok(status) => Some(assert!(status.success())),
+                Ok(status) => {
+                    assert!(status.success());
+                    Some(())
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => None,
                 Err(error) => panic!("{}: {error}", path.display()),
             });
