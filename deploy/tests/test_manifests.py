@@ -367,8 +367,6 @@ class Volumes(unittest.TestCase):
             yield "test-driver.yaml", volume["Attributes"], False
 
     def test_every_attribute_is_known(self):
-        if not self.KEYS.exists():
-            self.skipTest("the driver is not in this tree")
         text = self.KEYS.read_text()
         names = dict(re.findall(r'pub const (\w+): &str = "(\w+)";', text))
         specs = re.findall(r'spec\(\s*(\w+),\s*"(\w*)",\s*(true|false),\s*(true|false),', text)
