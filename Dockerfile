@@ -46,7 +46,7 @@ RUN apt-get update \
  && mkdir -p /opt/alluxio/bin /opt/alluxio/conf /opt/alluxio/logs /opt/alluxio/integration/fuse/bin /opt/domain /mnt/alluxio-fuse /var/lib/alluxio \
  && chown alluxio:alluxio /opt/alluxio/conf /opt/alluxio/logs /opt/domain /var/lib/alluxio
 COPY --from=binaries / /usr/local/bin/
-COPY --chmod=0755 deploy/image/entrypoint.sh /entrypoint.sh
+COPY deploy/image/entrypoint.sh /entrypoint.sh
 # Where scripts and manifests for Alluxio look for the programs.
 RUN for name in alluxio alluxio-fuse alluxio-csi; do \
       if [ -e "/usr/local/bin/$name" ]; then ln -s "/usr/local/bin/$name" "/opt/alluxio/bin/$name" || exit 1; fi; \

@@ -166,6 +166,7 @@ case $role in
   master | master-only | job-master | job-worker | proxy | logserver | coordinator)
     refuse "there is no $role: workers answer for metadata and data themselves; run worker and fuse, and give them etcd (alluxio.etcd.endpoints)"
     ;;
+  csiserver) refuse "csiserver is two here: csi-node on each node (--node-id, --endpoint) and csi-controller" ;;
   help | -h | --help) usage ;;
   *) refuse "unknown role $role; known are worker, fuse, ensure-mount, csi-node, csi-controller, alluxio, alluxio-fuse, alluxio-csi (help says more)" ;;
 esac

@@ -99,6 +99,7 @@ class Usage(unittest.TestCase):
         self.assertIn("unknown role wroker", self.refused("wroker"))
         for role in ("master", "job-worker", "proxy", "coordinator"):
             self.assertIn(f"there is no {role}", self.refused(role))
+        self.assertIn("csi-node on each node", self.refused("csiserver", "--nodeid=n"))
         self.assertIn("unknown option --fuse-options", self.refused("fuse", "--fuse-options=ro", "/m"))
         self.assertIn("needs a value", self.refused("fuse", "-o"))
         self.assertIn("needs a value", self.refused("fuse", "--fuse-opts"))
