@@ -18,12 +18,19 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
 
 static ROW: Mutex<&str> = Mutex::new("");
+/// A signal has come: nothing new is begun, since it is being removed.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+/// The process is gone at the latest this long after a signal.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Cleans `scratch` up when a signal ends the run. Call it before any other thread exists.
 pub fn on_signals(scratch: PathBuf) -> Result<()> {
@@ -39,6 +46,12 @@ pub fn on_signals(scratch: PathBuf) -> Result<()> {
             let row = ROW.lock().map_or("?", |row| *row);
             eprintln!("bench: {row} did not end in time: giving up");
         }
+        STOPPED.store(true, Relaxed);
+        eprintln!("bench: {signal}: removing {}", scratch.display());
+        thread::spawn(move || {
+            thread::sleep(LIMIT);
+            end(signal);
+        });
         for _ in 0..50 {
             detach_all(&scratch);
             if fs::remove_dir_all(&scratch).is_ok() {
@@ -46,9 +59,22 @@ pub fn on_signals(scratch: PathBuf) -> Result<()> {
             }
             thread::sleep(Duration::from_millis(100));
         }
-        std::process::exit(128 + signal as i32);
+        end(signal);
     })?;
     Ok(())
+}
+
+/// Ends the process at once: what other threads are in the middle of is of no use any more.
+fn end(signal: Signal) -> ! {
+    // SAFETY: it takes a number and does not return.
+    unsafe { libc::_exit(128 + signal as i32) }
+}
+
+/// To be called before anything is made or mounted: does not return once a signal has come.
+pub fn pause_if_stopped() {
+    while STOPPED.load(Relaxed) {
+        thread::park();
+    }
 }
 
 /// Gives up when the row `name` is still being measured after this many minutes.

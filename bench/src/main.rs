@@ -117,6 +117,7 @@ fn run(arguments: Arguments) -> Result<()> {
     println!("{report}");
     let (mut verdicts, mut failed) = (Vec::new(), Vec::new());
     for wanted in wanted {
+        cleanup::pause_if_stopped();
         eprintln!("{}…", wanted.name);
         cleanup::within(wanted.name, rows::MINUTES_PER_ROW);
         let text = match (wanted.measure)(&context, wanted.name) {

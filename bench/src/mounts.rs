@@ -39,6 +39,7 @@ impl Mount {
     }
 
     fn start(mut command: Command, point: PathBuf, cache: PathBuf, log: &Path) -> Result<Self> {
+        crate::cleanup::pause_if_stopped();
         let program = command.get_program().to_string_lossy().into_owned();
         let file = fs::File::create(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);

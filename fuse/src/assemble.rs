@@ -227,6 +227,7 @@ fn read_options(conf: &Conf, ufs: &UfsOptions) -> ReadOptions {
         deadline: conf.get(&user::UFS_DEADLINE),
         concurrency,
         prefetch_concurrency: concurrency - concurrency / 4,
+        complete_share: conf.get(&user::CLIENT_CACHE_COMPLETE_RATIO).0,
         ..ReadOptions::default()
     }
 }

@@ -11,6 +11,7 @@
 mod fill;
 mod open;
 mod recent;
+mod rest;
 mod seed;
 
 use crate::{PageStore, StoredFile};
@@ -19,6 +20,8 @@ use common::{Attr, Error, ErrorKind, FileId, Result, UfsPath, Version, page::Pag
 use open::{OpenPages, Pages};
 use parking_lot::Mutex;
 use recent::Recent;
+use rest::Rest;
+use seed::Heads;
 use std::{
     collections::HashMap,
     sync::{
@@ -51,7 +54,9 @@ pub struct ReadOptions {
     /// Complete pages kept in memory, since they cannot be stored or were fetched ahead, in bytes. Given up when memory is
     /// wanted.
     pub recent_bytes: usize,
-    /// How long such pages are kept unused, and unused buffers at all.
+    /// A closed file of which this share is on disk has the rest fetched in the background, where there is room; 1: never.
+    pub complete_share: f64,
+    /// How long pages that are kept in memory stay unused, and unused buffers at all.
     pub idle_after: Duration,
 }
 
@@ -64,6 +69,7 @@ impl Default for ReadOptions {
             concurrency: 128,
             prefetch_concurrency: 96,
             recent_bytes: 64 << 20,
+            complete_share: 1.0,
             idle_after: Duration::from_secs(5),
         }
     }
@@ -106,6 +112,8 @@ pub struct ReadThrough {
     handle: Handle,
     files: Vec<Mutex<HashMap<Key, Weak<Pages>>>>,
     recent: Recent,
+    rest: Rest,
+    heads: Heads,
     requests: Arc<Semaphore>,
     prefetches: Arc<Semaphore>,
     on_stale: OnceLock<OnStale>,
@@ -132,6 +140,8 @@ impl ReadThrough {
             )),
             files: (0..SHARDS).map(|_| Mutex::default()).collect(),
             recent: Recent::new(recent_bytes, store.is_some()),
+            rest: Rest::new(options.complete_share),
+            heads: Heads::new(pool.budget().limit()),
             on_stale: OnceLock::new(),
             counters: Counters::default(),
             ufs,
@@ -185,6 +195,7 @@ impl ReadThrough {
     /// Gives up pages that are kept in memory only because they might be wanted again, and idle buffers.
     pub fn trim(&self) {
         self.recent.clear();
+        self.heads.clear();
         self.pool.trim();
     }
 

@@ -1,291 +1,26 @@
 //! Reading through a storage that fails, lies, is slow and changes: each read gives the bytes of its version or an
 //! error, pages are fetched once, and all memory comes back.
 
-use async_trait::async_trait;
-use common::{
-    Attr, Error, ErrorKind, FileKind, Result, Timestamp, UfsPath, UfsUri, Version,
-    budget::MemoryBudget,
-    page::PagePool,
-    worker::{Listing, PagedFile},
-};
+#[path = "read_through/faulty.rs"]
+mod faulty;
+#[path = "read_through/random.rs"]
+mod random;
+
+use bytes::Bytes;
+use common::{Attr, ErrorKind, worker::PagedFile};
+use faulty::{Fault, Faulty, Rig, Setup, content, path, read, until};
 use parking_lot::Mutex;
-use proptest::prelude::*;
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
-use tokio::sync::Semaphore;
-use ufs::{ReadSink, UnderStorage};
+use store::ReadOptions;
+use ufs::UnderStorage;
 
 const PAGE: u64 = 16384;
-
-/// What the storage does to one read.
-#[derive(Debug, Clone, PartialEq)]
-enum Fault {
-    None,
-    Fail(ErrorKind),
-    /// Ends so many bytes early, without an error.
-    Short(u64),
-    /// Gives so many bytes too many.
-    Long(usize),
-    /// Fails after so many bytes.
-    Break(u64),
-    /// Gives a few bytes at a time, and lets others run in between.
-    Slow,
-    /// Never answers.
-    Hang,
-}
-
-#[derive(Clone)]
-struct Object {
-    version: u64,
-    bytes: Arc<Vec<u8>>,
-}
-
-/// A storage in memory.
-struct Faulty {
-    uri: UfsUri,
-    objects: Mutex<HashMap<UfsPath, Object>>,
-    faults: Mutex<VecDeque<Fault>>,
-    /// Each read takes one permit before its first byte.
-    gate: Semaphore,
-    requests: Mutex<Vec<(u64, u64)>>,
-    running: AtomicUsize,
-    most: AtomicUsize,
-}
-
-fn content(name: &str, version: u64, size: u64) -> Vec<u8> {
-    let seed = name.bytes().fold(version + 3, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(byte)));
-    (0..size).map(|at| ((at + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8).collect()
-}
-
-fn path(name: &str) -> UfsPath {
-    UfsPath::parse(name).unwrap()
-}
-
-impl Faulty {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            uri: UfsUri::parse("s3://bucket/prefix").unwrap(),
-            objects: Mutex::default(),
-            faults: Mutex::default(),
-            gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
-            requests: Mutex::default(),
-            running: AtomicUsize::new(0),
-            most: AtomicUsize::new(0),
-        })
-    }
-
-    fn closed() -> Arc<Self> {
-        let storage = Self::new();
-        storage.gate.forget_permits(Semaphore::MAX_PERMITS);
-        storage
-    }
-
-    fn put(&self, name: &str, version: u64, size: u64) -> Arc<Attr> {
-        let bytes = Arc::new(content(name, version, size));
-        self.objects.lock().insert(path(name), Object { version, bytes });
-        let time = Timestamp { sec: 1000, nsec: 0 };
-        Arc::new(Attr::of_object(FileKind::File, size, time, Version::new(version.to_string())))
-    }
-
-    fn next(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.faults.lock().extend(faults);
-    }
-
-    fn requests(&self) -> usize {
-        self.requests.lock().len()
-    }
-}
-
-#[async_trait]
-impl UnderStorage for Faulty {
-    fn uri(&self) -> &UfsUri {
-        &self.uri
-    }
-
-    async fn probe(&self) -> Result<()> {
-        Ok(())
-    }
-
-    async fn stat(&self, path: &UfsPath) -> Result<Attr> {
-        Err(Error::new(ErrorKind::Unsupported, format!("stat of {path}")))
-    }
-
-    async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
-        Err(Error::new(ErrorKind::Unsupported, format!("list of {path}")))
-    }
-
-    async fn read(
-        &self,
-        path: &UfsPath,
-        version: &Version,
-        offset: u64,
-        length: u64,
-        sink: &mut dyn ReadSink,
-    ) -> Result<()> {
-        self.requests.lock().push((offset, length));
-        let running = self.running.fetch_add(1, SeqCst) + 1;
-        self.most.fetch_max(running, SeqCst);
-        let result = self.give(path, version, offset, length, sink).await;
-        self.running.fetch_sub(1, SeqCst);
-        result
-    }
-}
-
-impl Faulty {
-    async fn give(
-        &self,
-        path: &UfsPath,
-        version: &Version,
-        offset: u64,
-        length: u64,
-        sink: &mut dyn ReadSink,
-    ) -> Result<()> {
-        self.gate.acquire().await.unwrap().forget();
-        let fault = self.faults.lock().pop_front().unwrap_or(Fault::None);
-        let found = self.objects.lock().get(path).cloned();
-        let Some(object) = found.filter(|object| object.version.to_string() == version.as_str()) else {
-            return Err(Error::new(ErrorKind::Stale, format!("{path} has changed")));
-        };
-        let bytes = &object.bytes[offset as usize..(offset + length) as usize];
-        match fault {
-            Fault::None => {
-                sink.push(bytes);
-            }
-            Fault::Fail(kind) => return Err(Error::new(kind, "as the test wants it")),
-            Fault::Short(by) => {
-                sink.push(&bytes[..length.saturating_sub(by) as usize]);
-            }
-            Fault::Long(by) => {
-                let mut long = bytes.to_vec();
-                long.resize(long.len() + by, 0xdd);
-                sink.push(&long);
-            }
-            Fault::Break(after) => {
-                sink.push(&bytes[..after.min(length) as usize]);
-                return Err(Error::new(ErrorKind::Unavailable, "the connection broke"));
-            }
-            Fault::Slow => {
-                for part in bytes.chunks(1000) {
-                    tokio::task::yield_now().await;
-                    if !sink.push(part) {
-                        break;
-                    }
-                }
-            }
-            Fault::Hang => std::future::pending().await,
-        }
-        Ok(())
-    }
-}
-
-/// A storage, a store and what reads through them.
-struct Rig {
-    storage: Arc<Faulty>,
-    reads: Arc<ReadThrough>,
-    pool: Arc<PagePool>,
-    _dir: Option<tempfile::TempDir>,
-}
-
-#[derive(Clone)]
-struct Setup {
-    capacity: u64,
-    budget: u64,
-    queue: usize,
-    options: ReadOptions,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        let options = ReadOptions { page_size: PAGE as u32, max_request_bytes: 4 * PAGE, ..ReadOptions::default() };
-        Self { capacity: 1000 * PAGE, budget: 256 * PAGE, queue: 64 * PAGE as usize, options }
-    }
-}
-
-impl Setup {
-    fn without_store() -> Self {
-        Self { capacity: 0, ..Self::default() }
-    }
-
-    fn rig(&self, storage: Arc<Faulty>) -> Rig {
-        let pool = PagePool::new(MemoryBudget::new(self.budget as usize));
-        let (dir, store) = if self.capacity == 0 {
-            (None, None)
-        } else {
-            let dir = tempfile::tempdir().unwrap();
-            let store = PageStore::open(StoreOptions {
-                dirs: vec![DirOptions { path: dir.path().to_owned(), capacity: self.capacity }],
-                page_size: PAGE as u32,
-                max_queued_bytes: self.queue,
-                ..StoreOptions::default()
-            });
-            (Some(dir), Some(store.unwrap()))
-        };
-        let handle = tokio::runtime::Handle::current();
-        let reads = ReadThrough::new(storage.clone(), store, pool.clone(), self.options.clone(), handle);
-        Rig { storage, reads, pool, _dir: dir }
-    }
-}
-
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < end, "{what}: not within 30 s");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-impl Rig {
-    fn open(&self, name: &str, attr: &Arc<Attr>) -> Arc<dyn PagedFile> {
-        self.reads.open(&path(name), attr.clone())
-    }
-
-    /// All memory comes back once nobody reads.
-    async fn all_memory_is_back(&self) {
-        until("memory is given back", || {
-            self.reads.trim();
-            self.pool.budget().used() == 0
-        })
-        .await;
-    }
-}
-
-/// Reads as the client does: from disk, else from a page in memory.
-async fn read(file: &dyn PagedFile, offset: u64, len: usize) -> Result<Vec<u8>> {
-    let size = file.attr().size;
-    let end = (offset + len as u64).min(size);
-    let page_size = u64::from(file.page_size());
-    let mut out = Vec::new();
-    let mut at = offset;
-    while at < end {
-        let mut buffer = vec![0; (end - at) as usize];
-        let got = file.read_present(at, &mut buffer)?;
-        if got > 0 {
-            out.extend_from_slice(&buffer[..got]);
-            at += got as u64;
-            continue;
-        }
-        let page = at / page_size;
-        let load = match file.page_now(page) {
-            Some(load) => load,
-            None => match file.demand(page).await? {
-                Some(load) => load,
-                None => continue,
-            },
-        };
-        let start = (at - page * page_size) as usize;
-        let stop = (end - page * page_size).min(load.len() as u64) as usize;
-        out.extend_from_slice(load.wait(start..stop).await?);
-        at = page * page_size + stop as u64;
-    }
-    Ok(out)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_is_fetched_once_for_all_its_readers() {
@@ -672,122 +407,75 @@ async fn idle_memory_is_given_back() {
     .await;
 }
 
-#[derive(Debug, Clone)]
-enum Step {
-    Read { file: usize, offset: u64, len: usize },
-    Prefetch { file: usize, first: u64, count: u64 },
-    Complete { file: usize },
-    Change { file: usize },
-    Reopen { file: usize },
-    Fault(Fault),
+/// A file of 20 pages of which the first `read` ones were read and stored, closed again.
+async fn read_partly(rig: &Rig, name: &str, read_pages: u64) -> Arc<Attr> {
+    let attr = rig.storage.put(name, 1, 20 * PAGE);
+    let file = rig.open(name, &attr);
+    read(&*file, 0, (read_pages * PAGE) as usize).await.unwrap();
+    until("what was read is stored", || (0..read_pages).all(|page| file.is_present(page))).await;
+    attr
 }
 
-const SIZES: [u64; 4] = [10, PAGE, 3 * PAGE + 1, 40 * PAGE - 5];
-
-fn step() -> impl Strategy<Value = Step> {
-    let file = || 0..SIZES.len();
-    let fault = prop_oneof![
-        Just(Fault::Fail(ErrorKind::Unavailable)),
-        (1..2 * PAGE).prop_map(Fault::Short),
-        (1..100_usize).prop_map(Fault::Long),
-        (0..2 * PAGE).prop_map(Fault::Break),
-        Just(Fault::Slow),
-    ];
-    prop_oneof![
-        8 => (file(), 0..40 * PAGE, 1..60_000_usize).prop_map(|(file, offset, len)| Step::Read { file, offset, len }),
-        3 => (file(), 0..40_u64, 1..40_u64).prop_map(|(file, first, count)| Step::Prefetch { file, first, count }),
-        2 => file().prop_map(|file| Step::Complete { file }),
-        1 => file().prop_map(|file| Step::Change { file }),
-        2 => file().prop_map(|file| Step::Reopen { file }),
-        3 => fault.prop_map(Step::Fault),
-    ]
-}
-
-async fn play(steps: &[Step], setup: &Setup) {
-    let rig = Arc::new(setup.rig(Faulty::new()));
-    let name = |file: usize| format!("dir/{file}");
-    let mut versions = [1_u64; SIZES.len()];
-    let open = |file: usize, version: u64| {
-        let attr = rig.storage.put(&name(file), version, SIZES[file]);
-        (version, rig.open(&name(file), &attr))
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_lacks_little_is_completed_after_its_close() {
+    let setup = Setup::default();
+    let options = ReadOptions { complete_share: 0.75, ..setup.options.clone() };
+    let rig = Setup { options, ..setup }.rig(Faulty::new());
+    let half = read_partly(&rig, "half", 10).await;
+    let most = read_partly(&rig, "most", 16).await;
+    // Opened from outside: an open of the test's own would be closed too, and begin it anew.
+    let store = rig.reads.store().unwrap();
+    let complete = |name: &str, attr: &Arc<Attr>| {
+        let full = rig.storage.uri().full_path(&path(name));
+        store.open_file(common::FileId::of(&full), &attr.version, attr.size, &full).unwrap().is_complete()
     };
-    let mut files: Vec<_> = (0..SIZES.len()).map(|file| open(file, 1)).collect();
-    let mut readers = Vec::new();
-    for step in steps {
-        match step {
-            Step::Read { file, offset, len } => {
-                let (version, paged) = files[*file].clone();
-                let (name, offset, len, size) = (name(*file), *offset % SIZES[*file], *len, SIZES[*file]);
-                // All reads run at the same time, and with what comes after.
-                readers.push(tokio::spawn(async move {
-                    let end = (offset + len as u64).min(size) as usize;
-                    match read(&*paged, offset, len).await {
-                        Ok(bytes) => {
-                            assert!(bytes == content(&name, version, size)[offset as usize..end], "wrong bytes")
-                        }
-                        Err(error) => assert!(
-                            matches!(error.kind(), ErrorKind::Stale | ErrorKind::Unavailable | ErrorKind::Corrupt),
-                            "{error:?}"
-                        ),
-                    }
-                }));
-                tokio::task::yield_now().await;
-            }
-            Step::Prefetch { file, first, count } => {
-                let (_, paged) = &files[*file];
-                assert!(paged.prefetch(*first, *count) <= *count);
-            }
-            Step::Complete { file } => {
-                let (version, paged) = &files[*file];
-                if paged.complete().await.is_ok()
-                    && let Some(lease) = paged.export()
-                {
-                    let mut bytes = vec![0; SIZES[*file] as usize];
-                    std::os::unix::fs::FileExt::read_exact_at(&**lease.file(), &mut bytes, 0).unwrap();
-                    assert!(bytes == content(&name(*file), *version, SIZES[*file]));
-                }
-            }
-            Step::Change { file } => {
-                versions[*file] += 1;
-                rig.storage.put(&name(*file), versions[*file], SIZES[*file]);
-            }
-            Step::Reopen { file } => files[*file] = open(*file, versions[*file]),
-            Step::Fault(fault) => rig.storage.next([fault.clone()]),
-        }
-    }
-    for reader in readers {
-        tokio::time::timeout(Duration::from_secs(60), reader).await.expect("a reader hangs").unwrap();
-    }
-    // Without faults everything can be read in its last version.
-    rig.storage.faults.lock().clear();
-    for (file, size) in SIZES.iter().enumerate() {
-        let (version, paged) = open(file, versions[file]);
-        // A fetch that had its fault already may still be on its way to the readers.
-        let mut tries = 0;
-        let bytes = loop {
-            match read(&*paged, 0, *size as usize).await {
-                Ok(bytes) => break bytes,
-                Err(error) => assert!(tries < 100, "{error:?}"),
-            }
-            tries += 1;
-        };
-        assert!(bytes == content(&name(file), version, *size), "wrong bytes at the end");
-    }
-    drop(files);
+    until("the rest is fetched", || complete("most", &most)).await;
+    let file = rig.open("most", &most);
+    check_lease(&*file, &content("most", 1, 20 * PAGE));
+    assert!(!complete("half", &half), "half a file is left as it is");
+    drop(file);
     rig.all_memory_is_back().await;
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 50, failure_persistence: None, ..ProptestConfig::default() })]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_large_for_its_cache_or_fails_is_not_completed() {
+    let setup = Setup::default();
+    let options = ReadOptions { complete_share: 0.75, ..setup.options.clone() };
+    // An eighth of it is less than the file.
+    let small = Setup { options: options.clone(), capacity: 100 * PAGE, ..setup.clone() }.rig(Faulty::new());
+    read_partly(&small, "large", 16).await;
+    let rig = Setup { options, ..setup }.rig(Faulty::new());
+    let attr = rig.storage.put("failing", 1, 20 * PAGE);
+    let file = rig.open("failing", &attr);
+    read(&*file, 0, 16 * PAGE as usize).await.unwrap();
+    until("what was read is stored", || (0..16).all(|page| file.is_present(page))).await;
+    rig.storage.next((0..100).map(|_| Fault::Fail(ErrorKind::Unavailable)));
+    let before = rig.storage.requests();
+    drop(file);
+    until("the rest is asked for", || rig.storage.requests() > before).await;
+    // Given up at the first failure, and not begun anew by the next close.
+    drop(rig.open("failing", &attr));
+    read_partly(&rig, "other", 5).await;
+    assert!(rig.storage.requests() < before + 10, "{} requests", rig.storage.requests() - before);
+    assert_eq!(small.storage.requests.lock().iter().map(|(_, length)| length).sum::<u64>(), 16 * PAGE);
+    rig.all_memory_is_back().await;
+    small.all_memory_is_back().await;
+}
 
-    #[test]
-    fn reads_give_the_bytes_of_their_version_or_an_error(steps in prop::collection::vec(step(), 1..50), kind in 0..3) {
-        let setup = match kind {
-            0 => Setup::default(),
-            1 => Setup { capacity: 6 * PAGE, budget: 8 * PAGE, queue: 2 * PAGE as usize, ..Setup::default() },
-            _ => Setup { budget: 8 * PAGE, ..Setup::without_store() },
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(play(&steps, &setup));
-    }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_bytes_of_files_whose_beginning_nobody_reads_hold_little_memory() {
+    let setup = Setup::default();
+    let rig = setup.rig(Faulty::new());
+    let head = Bytes::from(vec![1; PAGE as usize / 2]);
+    let files: Vec<_> = (0..200)
+        .map(|at| {
+            let attr = rig.storage.put(&format!("f{at}"), 1, 2 * PAGE);
+            rig.reads.open_seeded(&path(&format!("f{at}")), attr, &head)
+        })
+        .collect();
+    let used = rig.pool.budget().used();
+    assert!(used > 0 && used <= rig.pool.budget().limit() / 16, "{used} bytes for the beginnings of open files");
+    rig.reads.trim();
+    assert_eq!(rig.pool.budget().used(), 0, "none while the memory is wanted");
+    drop(files);
 }

@@ -163,6 +163,12 @@ impl CacheDir {
         }
     }
 
+    /// Whether so many bytes could be claimed without anything being evicted for it.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let wanted = i64::try_from(self.reserve.saturating_add(bytes)).unwrap_or(i64::MAX);
+        self.used.load(Relaxed).saturating_add(bytes) <= self.high && self.free.load(Relaxed) >= wanted
+    }
+
     /// Takes `bytes` of the capacity and of the disk's free space; false when they are not there.
     pub fn claim(&self, bytes: u64) -> bool {
         let reserve = i64::try_from(self.reserve).unwrap_or(i64::MAX);

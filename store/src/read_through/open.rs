@@ -1,12 +1,10 @@
 //! The pages of one open version of one file: which are in memory, which are asked for, which are on disk.
 
-use super::{Key, ReadThrough, check_page, fill, recent::Kept};
+use super::{Key, ReadThrough, check_page, fill, recent::Kept, seed::Head};
 use crate::{Stored, StoredFile};
 use async_trait::async_trait;
-use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileId, Result, UfsPath, Version,
-    budget::Reservation,
     page::{PageLoad, PageWriter},
     worker::{FileLease, PagedFile, StoredPage},
 };
@@ -35,12 +33,6 @@ enum Entry {
     Load { load: Weak<PageLoad>, used: Arc<AtomicBool> },
 }
 
-/// First bytes of a file, with the memory that they take.
-pub(super) struct Head {
-    pub bytes: Bytes,
-    pub _memory: Reservation,
-}
-
 /// See the module. Shared by all opens of the version.
 pub(super) struct Pages {
     pub reads: Arc<ReadThrough>,
@@ -50,8 +42,8 @@ pub(super) struct Pages {
     pub version: Version,
     pub stored: Option<Arc<StoredFile>>,
     table: Mutex<HashMap<u64, Entry>>,
-    /// The first bytes of the file, which came with a lookup, until the first page is fetched.
-    head: Mutex<Option<Head>>,
+    /// The first bytes of the file, which came with a lookup, until the first page is fetched or others need the memory.
+    pub head: Mutex<Option<Head>>,
     stale: OnceLock<Error>,
     /// Told whenever a queued page was stored or given up.
     settled: Notify,
@@ -106,7 +98,7 @@ impl Pages {
         Some(load)
     }
 
-    fn page_now(&self, page: u64) -> Option<Arc<PageLoad>> {
+    pub fn page_now(&self, page: u64) -> Option<Arc<PageLoad>> {
         Self::find(&self.table.lock(), page)
     }
 
@@ -191,13 +183,9 @@ impl Pages {
         {
             return Ok(found);
         }
+        reads.heads.clear();
         let _waiting = reads.recent.wait_for_memory();
         reads.pool.demand_load(len).await
-    }
-
-    /// Keeps the first bytes of the file until its first page is fetched.
-    pub fn put_head(&self, head: Head) {
-        *self.head.lock() = Some(head);
     }
 
     /// Puts into the first page what came with the lookup; only the rest is fetched then.
@@ -205,7 +193,7 @@ impl Pages {
         if page == 0
             && let Some(head) = self.head.lock().take()
         {
-            writer.append(&head.bytes);
+            writer.append(head.bytes());
         }
     }
 
@@ -220,7 +208,7 @@ impl Pages {
         self.reads.handle.spawn(fill::fill(me, first, pages, permit));
     }
 
-    fn prefetch(&self, first: u64, count: u64) -> u64 {
+    pub fn prefetch(&self, first: u64, count: u64) -> u64 {
         let last = first.saturating_add(count).min(self.count());
         if first >= last || self.stale.get().is_some() {
             return 0;
@@ -431,6 +419,12 @@ pub(super) struct OpenPages {
 impl OpenPages {
     pub fn new(pages: Arc<Pages>, attr: Arc<Attr>) -> Self {
         Self { pages, attr }
+    }
+}
+
+impl Drop for OpenPages {
+    fn drop(&mut self) {
+        self.pages.reads.closed(&self.pages, &self.attr);
     }
 }
 

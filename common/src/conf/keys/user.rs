@@ -48,6 +48,10 @@ keys! { Scope::Client;
     /// The share of the capacity at which eviction stops.
     CLIENT_CACHE_WATERMARK_LOW: Ratio = Decl::named("alluxio.user.client.cache.watermark.low.ratio").default("0.9");
 
+    /// When a file is closed of which this share is cached, the rest of it is fetched in the background, so that its next
+    /// reader finds it on the local disk as a whole; only where there is room, and with memory that nobody else wants. 1: never.
+    CLIENT_CACHE_COMPLETE_RATIO: Ratio = Decl::named("alluxio.user.client.cache.complete.ratio").default("0.75");
+
     /// Whether pages are written to the cache after the reader was answered rather than before.
     CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true").reserved();
 
