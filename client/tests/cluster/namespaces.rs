@@ -191,7 +191,8 @@ async fn when_a_worker_leaves_anything_may_have_changed() {
 
 async fn read(namespace: Arc<Namespace>, offset: u64, length: u64) -> Vec<u8> {
     let mut found = Vec::new();
-    let outcome = namespace.read(&path("m/f"), &Version::new("1"), offset, length, &mut found);
+    let (file, version) = (path("m/f"), Version::new("1"));
+    let outcome = namespace.read(&file, &version, offset, length, &mut found);
     tokio::time::timeout(LIMIT, outcome).await.expect("a read").unwrap();
     found
 }
