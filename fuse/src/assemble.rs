@@ -149,7 +149,7 @@ fn follow_changes(storage: Arc<dyn UnderStorage>, worker: &Arc<EmbeddedWorker>, 
                 worker.forget(path);
             }
         }
-        fs.changed(&changed.paths, changed.below);
+        fs.changed_elsewhere(&changed.paths, changed.below);
     }));
 }
 

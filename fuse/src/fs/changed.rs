@@ -116,7 +116,7 @@ impl Fs {
 
     /// Somebody else changed these files (`below`: and perhaps everything below them). What the worker has cached of them
     /// must be forgotten before.
-    pub fn changed(&self, paths: &[UfsPath], below: bool) {
+    pub fn changed_elsewhere(&self, paths: &[UfsPath], below: bool) {
         for path in paths {
             if path.is_root() && below {
                 self.everything_changed();
