@@ -17,7 +17,7 @@ fn the_kernel_forgets_what_the_cluster_is_told_of() {
         .mounting()
         .options(["attr_timeout=3600", "entry_timeout=3600", "alluxio.user.metadata.sync.interval=-1"])
         .start();
-    let file = |name: &str| mount.join(&format!("data/{name}"));
+    let file = |name: &str| mount.join(format!("data/{name}"));
     machine::wait_for("the mount in the namespace", || file("d/f").exists().then_some(()));
     let names = |dir: &str| {
         let mut names: Vec<_> =
