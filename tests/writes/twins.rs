@@ -233,7 +233,8 @@ fn run(mount: PathBuf, source: &Path, seed: u64, steps: usize) {
     }
     let below = Twin { root: source.to_owned(), held: Vec::new() };
     assert_eq!(below.whole(), theirs.whole(), "the source is another, seed {seed}");
-    assert!(worked * 5 > steps, "only {worked} of {steps} steps did something");
+    // Some one in five does on average.
+    assert!(worked * 20 > steps, "only {worked} of {steps} steps did something");
 }
 
 #[test]

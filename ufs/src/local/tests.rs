@@ -57,6 +57,7 @@ fn holes_are_punched_and_found() {
     let file = removed();
     set_attr(&file, &SetAttr { size: Some(1 << 20), ..SetAttr::default() }).unwrap();
     allocate(&file, 0, 512 << 10, 4096).unwrap();
+    write_all(&file, 512 << 10, &[1; 4096], false).unwrap();
     match allocate(&file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, 4096) {
         Ok(()) => assert!(seek(&file, 0, false).unwrap() > 0),
         Err(errno) => assert_eq!(errno, Errno::EOPNOTSUPP),
