@@ -508,7 +508,8 @@ impl Worker for EmbeddedWorker {
     fn changes(&self) -> Option<&dyn Changes> {
         match self.inner.stage.get() {
             Some((_, changes)) => Some(changes),
-            None => self.inner.storage.changes(),
+            None if self.inner.local => self.inner.storage.changes(),
+            None => None,
         }
     }
 
