@@ -9,12 +9,15 @@ pub mod change;
 pub mod conf;
 pub mod errno;
 pub mod error;
+pub mod handover;
 pub mod logging;
 pub mod metrics;
+pub mod mountinfo;
 pub mod page;
 pub mod path;
 pub mod redact;
 pub mod rpc;
+pub mod tls;
 pub mod wire;
 pub mod worker;
 

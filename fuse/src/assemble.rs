@@ -28,7 +28,7 @@ use std::{
 };
 use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
 use tokio::runtime::Runtime;
-use ufs::{Secret, UfsOptions, UnderStorage};
+use ufs::{Changed, Secret, UfsOptions, UnderStorage};
 use upkeep::Upkeep;
 use worker::{EmbeddedWorker, Stage, StageOptions, WorkerOptions, stage::Dressed};
 
@@ -150,6 +150,7 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
     let client = Client::new(worker.clone(), budget, client_options, handle);
     let fs = Fs::new(client, fs_options);
+    follow_changes(storage, &worker, &fs);
     let upkeep = Upkeep::new(&fs, Some((&worker, &pages)));
     Ok(Built { fs, store, stage, upkeep })
 }
@@ -162,6 +163,22 @@ fn open_storage(plan: &MountPlan, options: &UfsOptions, runtime: &Runtime) -> Re
     let path = UfsPath::parse(plan.uri.path())?;
     let namespace = runtime.block_on(Namespace::connect(&plan.conf, plan.uri.authority(), &path))?;
     Ok(namespace)
+}
+
+/// Has what others change forgotten: by the worker first, so that whoever asks next is told what is new, then by the kernel.
+fn follow_changes(storage: Arc<dyn UnderStorage>, worker: &Arc<EmbeddedWorker>, fs: &Arc<Fs>) {
+    let (worker, fs) = (Arc::downgrade(worker), Arc::downgrade(fs));
+    storage.on_change(Box::new(move |changed: &Changed| {
+        let (Some(worker), Some(fs)) = (worker.upgrade(), fs.upgrade()) else { return };
+        for path in &changed.paths {
+            if changed.below {
+                worker.forget_below(path);
+            } else {
+                worker.forget(path);
+            }
+        }
+        fs.changed_elsewhere(&changed.paths, changed.below);
+    }));
 }
 
 fn probe(storage: &dyn UnderStorage, conf: &Conf, runtime: &Runtime) -> Result<()> {

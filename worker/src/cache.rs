@@ -371,6 +371,28 @@ impl MetadataCache {
         }
     }
 
+    /// Drops what is known of `path` and of everything below it. Looks at all that is known: for what happens rarely.
+    pub fn forget_below(&self, path: &UfsPath) {
+        self.forget(path);
+        let above = path.as_bytes();
+        let lies_below = |key: &[u8]| {
+            above.is_empty() || key.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        for shard in &self.points {
+            let mut shard = shard.lock();
+            let gone: Vec<_> = shard.iter().map(|(key, _)| key).filter(|key| lies_below(key)).cloned().collect();
+            for key in gone {
+                shard.pop(&key);
+            }
+        }
+        for shard in &self.snapshots {
+            let gone: Vec<_> = shard.lock().iter().map(|(key, _)| key).filter(|key| lies_below(key)).cloned().collect();
+            for key in gone {
+                self.forget_listing(&key);
+            }
+        }
+    }
+
     /// Names known now.
     pub fn len(&self) -> usize {
         self.listed.load(Ordering::Relaxed) + self.points.iter().map(|shard| shard.lock().len()).sum::<usize>()
@@ -509,6 +531,25 @@ mod tests {
         clock.advance(Duration::from_secs(8));
         assert!(cache.get(&path("dir/d")).is_none());
         assert!(cache.listing(&path("dir")).is_none());
+    }
+
+    #[test]
+    fn a_tree_is_forgotten_as_a_whole_and_nothing_else() {
+        let clock = Clock::manual();
+        let cache = cache(&clock, Some(10));
+        for name in ["d", "d/x", "d/e/y", "da", "other/z"] {
+            cache.put(&path(name), Known::Attr(attr(1)), cache.ticket());
+        }
+        cache.put_listing(&path("d/e"), vec![vec![entry("y", 1)].into()], true, cache.ticket());
+        cache.put_listing(&path("other"), vec![vec![entry("z", 1)].into()], true, cache.ticket());
+        cache.forget_below(&path("d"));
+        for name in ["d", "d/x", "d/e/y"] {
+            assert_eq!(cache.get(&path(name)), None, "{name}");
+        }
+        assert!(cache.listing(&path("d/e")).is_none());
+        assert!(cache.get(&path("da")).is_some() && cache.listing(&path("other")).is_some());
+        cache.forget_below(&path(""));
+        assert!(cache.is_empty());
     }
 
     #[test]

@@ -179,6 +179,11 @@ impl EmbeddedWorker {
         }
     }
 
+    /// Drops what is cached about `path` and everything below it.
+    pub fn forget_below(&self, path: &UfsPath) {
+        self.inner.cache.forget_below(path);
+    }
+
     /// The under storage.
     pub fn storage(&self) -> &Arc<dyn UnderStorage> {
         &self.inner.storage
