@@ -455,6 +455,11 @@ impl Changes for ObjectChanges {
             if let Some(mode) = change.mode {
                 look.set_mode(kind, mode);
             }
+            if change.drop_set_id && kind == FileKind::File {
+                let mode = look.mode.unwrap_or(0o644);
+                let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+                look.set_mode(kind, mode & !(0o4000 | group));
+            }
             look.set_owner(change.uid, change.gid);
             let pair = |at: Timestamp| (at.sec, at.nsec);
             look.mtime = change.mtime.map(|at| pair(time(at))).or(look.mtime);

@@ -246,7 +246,7 @@ fn check(mount: &Mount, model: &Model, file: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
     #[test]
     fn it_behaves_as_a_file_system(steps in steps()) {
