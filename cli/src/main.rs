@@ -57,7 +57,7 @@ enum Command {
     Conf(conf::Args),
     /// Try the cluster out
     Exec(exec::Args),
-    /// Files and directories of under storages
+    /// Files and directories of under storages and of the namespace
     Fs(fs::Args),
     /// About this program and its cluster
     Info(info::Args),

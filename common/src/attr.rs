@@ -119,6 +119,15 @@ impl fmt::Display for Version {
     }
 }
 
+/// Which file of this host it is, whatever its names: hard links share it, and two files that exist at one time never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LocalId {
+    /// Device.
+    pub dev: u64,
+    /// Inode on that device.
+    pub ino: u64,
+}
+
 /// The attributes of one file, as its under storage has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attr {
@@ -146,6 +155,8 @@ pub struct Attr {
     pub blocks: u64,
     /// The version of the bytes.
     pub version: Version,
+    /// Which file it is, when it lies on this host.
+    pub local: Option<LocalId>,
 }
 
 impl Attr {
@@ -171,6 +182,7 @@ impl Attr {
             rdev: 0,
             blocks: size.div_ceil(512),
             version,
+            local: None,
         }
     }
 

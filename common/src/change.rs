@@ -73,6 +73,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Time of last modification.
     pub mtime: Option<SetTime>,
+    /// Whether set-id bits fall with it, as they do when a user without privilege changes the bytes.
+    pub drop_set_id: bool,
 }
 
 /// What rename does when the new name is taken.

@@ -99,6 +99,8 @@ impl From<worker::Attr> for Attr {
             rdev: attr.rdev,
             blocks: attr.blocks,
             version: if attr.version.is_empty() { Version::none() } else { Version::new(attr.version) },
+            // What lies on a worker's host does not lie here.
+            local: None,
         }
     }
 }

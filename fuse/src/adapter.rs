@@ -7,7 +7,7 @@
 //! - every request is answered exactly once: a reply that is dropped unsent, as by a panic, answers EIO;
 //! - a panic never ends a thread that takes requests: each operation is caught;
 //! - no future polled here blocks for long without yielding, since the first look at it happens on that thread;
-//! - what would write is answered EROFS; extended attributes and SEEK_HOLE ENOSYS, upon which the kernel stops asking.
+//! - what the storage cannot do at all (extended attributes, holes) is answered ENOSYS, upon which the kernel stops asking.
 //!
 //! That a reply fails to arrive is not seen here (fuser logs it). It does no harm to lookup counts: the kernel waits for the
 //! answer to a request that was taken, even for a process that is being killed, and only the end of the connection, which
@@ -19,16 +19,19 @@ mod init;
 mod run;
 mod sink;
 mod turn;
+mod write;
 
 pub use in_turn::InTurn;
 
 use crate::{
-    fs::{Fs, Opened, Read},
+    fs::{Entry, Fs, Opened, Read},
     passthrough::{Registrar, Token},
 };
+use bytes::Bytes;
 use common::{
     Error, ErrorKind,
-    metrics::{FuseOp, metrics},
+    change::{NewNode, SetAttr},
+    metrics::FuseOp,
 };
 use convert::{errno, file_attr, negative};
 use fuser::{
@@ -76,6 +79,12 @@ impl std::fmt::Debug for Adapter {
     }
 }
 
+impl Registrar for ReplyCreate {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Token> {
+        self.open_backing(file).map(|id| Arc::new(id) as Token)
+    }
+}
+
 impl Registrar for ReplyOpen {
     fn register(&self, file: BorrowedFd<'_>) -> io::Result<Token> {
         self.open_backing(file).map(|id| Arc::new(id) as Token)
@@ -87,12 +96,12 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn reply_entry(fs: &Fs, timer: Timer, found: common::Result<crate::fs::Entry>, reply: ReplyEntry) {
+fn reply_entry(fs: &Fs, timer: Timer, found: common::Result<Entry>, reply: ReplyEntry) {
     let options = fs.options();
     match found {
         Ok(entry) => {
             let attr = file_attr(entry.id, &entry.attr);
-            reply.entry_with_ttls(&options.attr_timeout, &options.entry_timeout, &attr, GENERATION);
+            reply.entry_with_ttls(&attr_timeout(fs, &entry), &options.entry_timeout, &attr, GENERATION);
             timer.done();
         }
         Err(error) if error.kind() == ErrorKind::NotFound && !options.negative_timeout.is_zero() => {
@@ -106,10 +115,15 @@ fn reply_entry(fs: &Fs, timer: Timer, found: common::Result<crate::fs::Entry>, r
     }
 }
 
-fn reply_attr(fs: &Fs, timer: Timer, id: u64, found: common::Result<Arc<common::Attr>>, reply: ReplyAttr) {
+/// How long the kernel may use the attributes of an entry.
+fn attr_timeout(fs: &Fs, entry: &Entry) -> Duration {
+    if entry.lasting { fs.options().attr_timeout } else { Duration::ZERO }
+}
+
+fn reply_attr(fs: &Fs, timer: Timer, found: common::Result<Entry>, reply: ReplyAttr) {
     match found {
-        Ok(attr) => {
-            reply.attr(&fs.options().attr_timeout, &file_attr(id, &attr));
+        Ok(entry) => {
+            reply.attr(&attr_timeout(fs, &entry), &file_attr(entry.id, &entry.attr));
             timer.done();
         }
         Err(error) => {
@@ -127,8 +141,7 @@ fn reply_open(timer: Timer, opened: common::Result<Opened>, reply: ReplyOpen) {
             return timer.failed();
         }
     };
-    // Nothing is written, so nothing has to be flushed at each close.
-    let mut flags = FopenFlags::FOPEN_NOFLUSH;
+    let flags = open_flags(&opened);
     match opened.backing.as_ref().map(|backing| backing.token().downcast_ref::<BackingId>()) {
         Some(Some(id)) => reply.opened_passthrough(FileHandle(opened.handle), flags, id),
         Some(None) => {
@@ -136,17 +149,17 @@ fn reply_open(timer: Timer, opened: common::Result<Opened>, reply: ReplyOpen) {
             reply.error(Errno::EIO);
             return timer.failed();
         }
-        None => {
-            if opened.keep_cache {
-                flags |= FopenFlags::FOPEN_KEEP_CACHE;
-            }
-            if opened.direct_io {
-                flags |= FopenFlags::FOPEN_DIRECT_IO;
-            }
-            reply.opened(FileHandle(opened.handle), flags);
-        }
+        None => reply.opened(FileHandle(opened.handle), flags),
     }
     timer.done();
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.flush);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    flags
 }
 
 fn reply_data(timer: Timer, data: common::Result<&[u8]>, reply: ReplyData) {
@@ -173,14 +186,6 @@ fn reply_empty(timer: Timer, done: common::Result<()>, reply: ReplyEmpty) {
             timer.failed();
         }
     }
-}
-
-/// Answers what would write.
-macro_rules! refuse {
-    ($op:ident, $reply:ident) => {{
-        $reply.error(Errno::EROFS);
-        metrics().fuse_errors.of(FuseOp::$op).inc();
-    }};
 }
 
 impl Filesystem for Adapter {
@@ -214,12 +219,12 @@ impl Filesystem for Adapter {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let timer = Timer::start(FuseOp::GetAttr);
         caught(|| match self.fs.getattr_now(ino.0) {
-            Some(found) => reply_attr(&self.fs, timer, ino.0, found, reply),
+            Some(found) => reply_attr(&self.fs, timer, found, reply),
             None => {
                 let fs = self.fs.clone();
                 self.drive(async move {
                     let found = fs.getattr(ino.0).await;
-                    reply_attr(&fs, timer, ino.0, found, reply);
+                    reply_attr(&fs, timer, found, reply);
                 });
             }
         });
@@ -234,14 +239,21 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let timer = Timer::start(FuseOp::Open);
-        caught(|| match self.fs.open_now(ino.0, flags.0, &reply) {
+        if Fs::opens_for_writing(flags.0) {
+            let (fs, caller) = (self.fs.clone(), write::caller(req));
+            return self.drive(async move {
+                let opened = fs.open_for_writing(ino.0, flags.0, caller, &reply).await;
+                reply_open(timer, opened, reply);
+            });
+        }
+        caught(|| match self.fs.open_now(ino.0, &reply) {
             Some(opened) => reply_open(timer, opened, reply),
             None => {
                 let fs = self.fs.clone();
                 self.drive(async move {
-                    let opened = fs.open(ino.0, flags.0, &reply).await;
+                    let opened = fs.open(ino.0, &reply).await;
                     reply_open(timer, opened, reply);
                 });
             }
@@ -282,8 +294,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.flush_handle(ino.0, fh.0, reply);
     }
 
     fn release(
@@ -291,17 +303,17 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let timer = Timer::start(FuseOp::Release);
-        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0), reply));
+        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0, flags.0), reply));
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.sync(ino.0, fh.0, datasync, reply);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -338,8 +350,8 @@ impl Filesystem for Adapter {
         caught(|| reply_empty(timer, self.fs.release_directory(fh.0), reply));
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync_directory(ino.0, reply);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -368,20 +380,20 @@ impl Filesystem for Adapter {
                 Some(found) => found,
                 None => fs.getattr(ino.0).await,
             };
-            reply_empty(timer, attr.and_then(|attr| fs.access(&attr, mask.bits())), reply);
+            reply_empty(timer, attr.and_then(|entry| fs.access(&entry.attr, mask.bits())), reply);
         });
     }
 
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.xattr(ino.0, name.as_bytes(), size, reply);
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.xattrs(ino.0, size, reply);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.seek(ino.0, fh.0, offset, whence, reply);
     }
 
     fn ioctl(
@@ -400,14 +412,14 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
@@ -416,82 +428,143 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        refuse!(SetAttr, reply);
+        let (atime, mtime) = (atime.map(write::time), mtime.map(write::time));
+        let change = SetAttr { mode, uid, gid, size, atime, mtime, drop_set_id: false };
+        self.set_attr(req, ino.0, change, reply);
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        refuse!(MkNod, reply);
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        match write::node(mode, rdev) {
+            Some(node) => self.make(FuseOp::MkNod, req, (parent, name), node, mode, reply),
+            None => reply.error(Errno::EINVAL),
+        }
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        refuse!(MkDir, reply);
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.make(FuseOp::MkDir, req, (parent, name), NewNode::Directory, mode, reply);
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        refuse!(Unlink, reply);
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = Bytes::copy_from_slice(target.as_os_str().as_bytes());
+        self.make(FuseOp::Symlink, req, (parent, name), NewNode::Symlink(target), 0o777, reply);
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        refuse!(RmDir, reply);
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(FuseOp::Unlink, parent.0, name, reply);
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        refuse!(Symlink, reply);
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(FuseOp::RmDir, parent.0, name, reply);
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        refuse!(Rename, reply);
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.move_name((parent.0, name), (newparent.0, newname), flags, reply);
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        refuse!(Link, reply);
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let timer = Timer::start(FuseOp::Link);
+        let (fs, name) = (self.fs.clone(), newname.as_bytes().to_vec());
+        self.drive(async move {
+            let linked = fs.link(ino.0, newparent.0, &name).await;
+            reply_entry(&fs, timer, linked, reply);
+        });
     }
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        refuse!(Write, reply);
+        self.write_to(fh.0, offset, data, write_flags, flags, reply);
     }
 
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        refuse!(SetXattr, reply);
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.set_xattr(ino.0, name, value, flags, reply);
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        refuse!(RemoveXattr, reply);
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove_xattr(ino.0, name, reply);
     }
 
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        refuse!(Create, reply);
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.create_and_open(req, (parent, name), mode, flags, reply);
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        refuse!(Fallocate, reply);
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let timer = Timer::start(FuseOp::Fallocate);
+        let (fs, caller) = (self.fs.clone(), write::caller(req));
+        self.drive(async move {
+            let done = fs.allocate((ino.0, fh.0), mode, offset, length, caller).await;
+            reply_empty(timer, done, reply);
+        });
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
+        req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        refuse!(Other, reply);
+        self.copy(req, (ino_in.0, fh_in.0, offset_in), (ino_out.0, fh_out.0, offset_out), len, reply);
     }
 }
 

@@ -47,7 +47,7 @@ pub struct MountPlan {
     pub conf: Conf,
     /// Settings of the service behind OpenDAL by its own names; they override those from `conf`.
     pub ufs_options: Vec<(String, String)>,
-    /// Whether the mount takes no writes. Until writes come this changes nothing: they answer EROFS anyway.
+    /// Whether the mount takes no writes. One whose storage takes none takes none either way.
     pub read_only: bool,
 }
 
@@ -118,7 +118,7 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
     );
     let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), worker_options(conf), handle.clone());
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
-    let fs_options = FsOptions::from_conf(conf, local.as_deref());
+    let fs_options = FsOptions { read_only: plan.read_only, ..FsOptions::from_conf(conf, local.as_deref()) };
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
     let client = Client::new(worker.clone(), budget, client_options, handle);
     let fs = Fs::new(client, fs_options);
@@ -237,6 +237,7 @@ impl FsOptions {
                 0 => processors(),
                 threads => length(threads),
             },
+            read_only: false,
             deadline: conf.get(&user::UFS_DEADLINE) * PATIENCE,
         }
     }

@@ -5,19 +5,26 @@
 //! those of the storage.
 //!
 //! Invariants:
-//! - the mount takes no writes; whatever would write is `ReadOnly`;
+//! - on a mount that takes no writes, whatever would write is `ReadOnly`;
 //! - an inode that is open stands for one file and, for an object, one version of it, until its last release. When the
 //!   path names another by then, the next lookup makes a new inode for it, and an open that comes without such a lookup
 //!   is refused once (`Stale`), upon which the kernel looks the name up again ([`open`]);
 //! - a successful lookup, or entry of a listing with attributes, is counted before it is answered;
-//! - no lock is held while a storage is asked or a disk is read.
+//! - no lock is held while a storage is asked or a disk is read, but this one: while a directory of this host is renamed
+//!   nothing else is changed by its path, so that no change lands beside its place (`Fs::tree`); what only reads is
+//!   made again when its path has changed meanwhile.
 
+mod attributes;
+mod changing;
 mod content;
 pub mod directory;
 mod files;
 pub mod handles;
 pub mod inode;
+mod names;
 mod open;
+mod writing;
+mod xattr;
 
 pub use content::Read;
 pub use open::{Opened, PASSTHROUGH_HANDLE};
@@ -56,6 +63,8 @@ pub struct FsOptions {
     pub max_request: u32,
     /// Readahead and other background requests that the kernel may have under way.
     pub max_background: u16,
+    /// Whether the mount takes no writes, though its storage would.
+    pub read_only: bool,
     /// Threads that take requests from the kernel.
     pub threads: usize,
     /// After this time any operation ends, whatever became of the deadlines below it.
@@ -74,6 +83,7 @@ impl Default for FsOptions {
             max_handles: 100_000,
             max_request: 1 << 20,
             max_background: 128,
+            read_only: false,
             threads: 2,
             deadline: Duration::from_secs(300),
         }
@@ -108,6 +118,8 @@ pub struct Fs {
     directories: Handles<DirectoryHandle>,
     limit: Limit,
     passthrough: Passthrough,
+    /// Taken for reading by whatever changes something by its path, for writing while a local directory is renamed.
+    tree: tokio::sync::RwLock<()>,
 }
 
 impl Fs {
@@ -121,6 +133,7 @@ impl Fs {
             directories: Handles::new(),
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
+            tree: tokio::sync::RwLock::new(()),
             options,
         })
     }
@@ -197,12 +210,12 @@ impl Fs {
     }
 
     /// Runs `work` until the deadline of all operations.
-    async fn bounded<T>(&self, what: &Inode, work: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn bounded<T>(&self, what: &Arc<Inode>, work: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.options.deadline, work).await {
             Ok(done) => done,
             Err(_) => Err(Error::new(
                 ErrorKind::TimedOut,
-                format!("{}: no answer within {:?}", what.path, self.options.deadline),
+                format!("{}: no answer within {:?}", what.path(), self.options.deadline),
             )),
         }
     }
@@ -215,14 +228,8 @@ pub struct Entry {
     pub id: u64,
     /// The attributes.
     pub attr: Arc<Attr>,
-}
-
-/// Refuses what is no plain reading.
-///
-/// # Errors
-/// `ReadOnly`.
-pub fn read_only() -> Error {
-    Error::new(ErrorKind::ReadOnly, "this mount takes no writes")
+    /// Whether the kernel may keep them: not while the file is open for writing.
+    pub lasting: bool,
 }
 
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub struct Backing {
     pub attr: Arc<Attr>,
     /// The source file, when it is one of this host.
     pub local: Option<Arc<File>>,
+    /// Whether it is open for writing here, and so keeps others from running it.
+    pub writable: bool,
     lease: Option<FileLease>,
     born: Instant,
 }
@@ -86,6 +88,8 @@ impl Backing {
 pub enum Source {
     /// The source file itself.
     Local(Arc<File>),
+    /// The source file itself, open for writing.
+    Writable(Arc<File>),
     /// A cached file.
     Lease(FileLease),
 }
@@ -93,7 +97,7 @@ pub enum Source {
 impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Source::Local(file) => file.as_fd(),
+            Source::Local(file) | Source::Writable(file) => file.as_fd(),
             Source::Lease(lease) => lease.as_fd(),
         }
     }
@@ -195,11 +199,12 @@ impl Passthrough {
             }
         };
         self.registered.fetch_add(1, Ordering::Relaxed);
-        let (local, lease) = match source {
-            Source::Local(file) => (Some(file), None),
-            Source::Lease(lease) => (None, Some(lease)),
+        let (local, writable, lease) = match source {
+            Source::Local(file) => (Some(file), false, None),
+            Source::Writable(file) => (Some(file), true, None),
+            Source::Lease(lease) => (None, false, Some(lease)),
         };
-        Some(Backing { token, identity, attr, local, lease, born: Instant::now() })
+        Some(Backing { token, identity, attr, local, writable, lease, born: Instant::now() })
     }
 
     fn note(&self, error: &io::Error, dev: Option<u64>) {

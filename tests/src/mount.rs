@@ -30,6 +30,7 @@ pub struct Mounting {
     home: tempfile::TempDir,
     cache: Option<PathBuf>,
     point: Option<PathBuf>,
+    life: Duration,
 }
 
 impl Mounting {
@@ -42,6 +43,7 @@ impl Mounting {
             home: tempfile::Builder::new().prefix("alluxio-test-").tempdir().expect("a temporary directory"),
             cache: None,
             point: None,
+            life: LIFE,
         }
     }
 
@@ -77,6 +79,12 @@ impl Mounting {
     /// Mounts there, rather than at a fresh directory.
     pub fn at(mut self, point: &Path) -> Self {
         self.point = Some(point.to_owned());
+        self
+    }
+
+    /// Lets the mount live so long, where the usual few minutes are not enough.
+    pub fn life(mut self, life: Duration) -> Self {
+        self.life = life;
         self
     }
 
@@ -139,7 +147,7 @@ impl Mounting {
         command.arg(&point).stdout(output.try_clone().expect("a descriptor")).stderr(output);
         let child = daemon::spawn(command).unwrap_or_else(|error| panic!("{}: {error}", daemon::program().display()));
         let mut mount = Mount { home: self.home, point, log, watchdog: None, child: Some(child), left: false };
-        mount.watch();
+        mount.watch(self.life);
         let up = try_for(PATIENCE, || {
             if let Some(status) = mount.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 return Some(Err(status));
@@ -171,7 +179,7 @@ impl Mounting {
         let output = daemon::run(command);
         let log = self.home.path().join("daemon.log");
         let mut mount = Mount { home: self.home, point, log, watchdog: None, child: None, left: false };
-        mount.watch();
+        mount.watch(self.life);
         assert!(output.status.success(), "mount: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         // No polling here: this is what the command promises.
         assert!(
@@ -306,14 +314,14 @@ impl Mount {
     }
 
     /// Frees calls that hang, by killing the daemon when the mount lives for too long.
-    fn watch(&mut self) {
+    fn watch(&mut self, life: Duration) {
         let (sender, dropped) = mpsc::channel::<()>();
         let (point, pid) = (self.point.clone(), self.child.as_ref().map(Child::id));
         let guard = move || {
-            if dropped.recv_timeout(LIFE) != Err(mpsc::RecvTimeoutError::Timeout) {
+            if dropped.recv_timeout(life) != Err(mpsc::RecvTimeoutError::Timeout) {
                 return;
             }
-            eprintln!("{} has lived for {LIFE:?}; its daemon is killed", point.display());
+            eprintln!("{} has lived for {life:?}; its daemon is killed", point.display());
             if let Some(pid) = pid {
                 // The guard's end is awaited before the child's, so the process id is still its own.
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);

@@ -3,6 +3,7 @@
 mod deadline;
 pub mod environment;
 mod from_conf;
+pub mod local;
 pub mod object;
 mod observe;
 pub mod open;

@@ -6,8 +6,10 @@
 //!
 //! When the directory was removed and made anew, or its NFS handle went stale, it is opened again by its path.
 
-mod attr;
+pub(crate) mod attr;
 mod beneath;
+mod caller;
+mod change;
 mod list;
 
 use self::{attr::attr, beneath::Beneath, list::PosixListing};
@@ -21,6 +23,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, StatFs, UfsPath, UfsUri, Version,
+    change::Changes,
     worker::{Listing, LocalFile},
 };
 use nix::{
@@ -233,6 +236,10 @@ impl UnderStorage for Posix {
         })
         .map(|target| Bytes::from(target.into_vec()))
         .map_err(|errno| self.failed("read link", path, errno))
+    }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        Some(self)
     }
 
     fn stat_fs(&self) -> Option<StatFs> {

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, StatFs, UfsPath,
     budget::MemoryBudget,
+    change::Changes,
     metrics::metrics,
     worker::{FileLease, Freshness, Listing, OpenedFile, Worker},
 };
@@ -377,6 +378,10 @@ impl Worker for EmbeddedWorker {
             return self.inner.open_lent(path, attr, lease);
         }
         self.inner.open(path, attr)
+    }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        if self.inner.local { self.inner.storage.changes() } else { None }
     }
 
     fn stat_fs(&self) -> StatFs {

@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Files appear whole or not at all; what is there already is replaced with --force only. Uploads go through a mount.
+Files appear whole or not at all; what is there already is replaced with --force only.
 
 Examples:
   alluxio fs cp s3://bucket/dir/file .
@@ -87,7 +87,7 @@ fn local(to: &str) -> anyhow::Result<PathBuf> {
     let path = to.strip_prefix("file://").unwrap_or(to);
     ensure!(
         !path.contains("://"),
-        "{to}: cp writes to this host only in this version; to upload, mount the storage with alluxio-fuse and copy there, or use the storage's own client"
+        "{to}: cp writes to this host only in this version; name a file or directory of this host, or upload with the storage's own client"
     );
     ensure!(!path.is_empty(), "the destination is empty; name a file or directory");
     Ok(PathBuf::from(path))

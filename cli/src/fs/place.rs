@@ -31,6 +31,7 @@ impl Place {
                 "" => conf.get(&keys::cluster::CLUSTER_NAME),
                 name => name.to_owned(),
             };
+            let shown = if rest.trim_end_matches('/').is_empty() { NAMESPACE.to_owned() } else { shown };
             let storage = Namespace::connect(conf, &cluster, &UfsPath::root()).await?;
             return Ok(Place { storage, path: UfsPath::parse(path)?, shown });
         }

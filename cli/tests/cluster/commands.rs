@@ -83,6 +83,9 @@ fn what_is_read_through_the_workers_is_cached_reported_and_freed() {
             cluster.good(&["fs", "cat", "alluxio:///data/small"]).into_bytes(),
             fs::read(source.join("small")).unwrap()
         );
+        let listed = cluster.good(&["fs", "ls", "alluxio:///"]);
+        assert!(listed.starts_with('d') && listed.ends_with(" DIR alluxio:///data\n"), "{listed}");
+        assert!(cluster.good(&["fs", "ls", "alluxio:///data/dir/"]).contains(" FILE alluxio:///data/dir/middle\n"));
         assert!(cluster.bad(&["fs", "check-cached", "s3://elsewhere/x"]).contains("no mounted under storage"));
     });
 }

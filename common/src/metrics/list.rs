@@ -134,6 +134,8 @@ metrics! {
     fuse_errors: ByLabel<FuseOp, Counter> = "alluxio_fuse_call_errors", "calls";
     /// Bytes read through the daemon; what passes through the kernel is not seen.
     fuse_read_bytes: Counter = "alluxio_fuse_read_bytes", "bytes";
+    /// Bytes written through the daemon.
+    fuse_write_bytes: Counter = "alluxio_fuse_write_bytes", "bytes";
     /// Files that are open.
     open_files: Gauge = "alluxio_fuse_open_files", "files";
     /// Inodes that are remembered for the kernel.

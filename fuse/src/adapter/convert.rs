@@ -75,9 +75,23 @@ fn device(rdev: u64) -> u32 {
     u32::try_from((minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)).unwrap_or(0)
 }
 
+/// The device number that the protocol packs so.
+pub(super) fn device_number(packed: u32) -> u64 {
+    let packed = u64::from(packed);
+    nix::sys::stat::makedev((packed >> 8) & 0xfff, (packed & 0xff) | ((packed >> 12) & 0xf_ff00))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_numbers_come_back_as_they_were() {
+        for (major, minor) in [(1, 3), (8, 0x12345), (0xfff, 0xf_ffff)] {
+            let number = nix::sys::stat::makedev(major, minor);
+            assert_eq!(device_number(device(number)), number);
+        }
+    }
 
     #[test]
     fn device_numbers_are_packed_as_the_kernel_does() {

@@ -21,10 +21,18 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_HAS_RESEND,
 ];
 
+/// Wanted on a mount that takes writes.
+///
+/// - A file is truncated by its open, in one request.
+/// - Set-id bits and capabilities are dropped by the daemon when somebody without privilege writes. Otherwise the kernel
+///   would ask for the capabilities of a file before each single write.
+const WANTED_FOR_WRITING: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_HANDLE_KILLPRIV_V2];
+
 /// Sets what this mount asks of the kernel, and switches passthrough on or off.
 pub(super) fn negotiate(fs: &Fs, config: &mut KernelConfig) {
     let options = fs.options();
-    for capability in WANTED {
+    let writing = if fs.takes_changes() { WANTED_FOR_WRITING } else { &[] };
+    for capability in WANTED.iter().chain(writing) {
         if let Err(missing) = config.add_capabilities(*capability) {
             tracing::debug!("the kernel has no {missing:?}");
         }

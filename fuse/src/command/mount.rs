@@ -117,9 +117,7 @@ fn prepare(arguments: &MountArgs, foreground: bool) -> Result<Wanted, Failure> {
         point,
         source,
         allow_other: options.allow_other || options.allow_root,
-        // Until writes come, the kernel refuses them itself. It also keeps attributes across reads then: on a mount that
-        // takes writes each read that passes through makes the kernel ask for the access time anew.
-        read_only: true,
+        read_only: options.read_only,
         flags: options.kernel_flags.clone(),
         max_read: conf.get(&keys::fuse::MAX_REQUEST_SIZE).bytes(),
     };
@@ -258,6 +256,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
+        read_only: !fs.takes_changes(),
         look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),

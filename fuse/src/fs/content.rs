@@ -2,7 +2,7 @@
 
 use super::{Fs, open::FileHandle};
 use client::{FileReader, ReadData};
-use common::{Error, Result, metrics::metrics};
+use common::{Error, Result, change::WriteHandle, metrics::metrics};
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
 /// Where the bytes of a handle come from.
@@ -11,6 +11,8 @@ pub(super) enum Content {
     Local(Arc<File>),
     /// Pages, with what fetches ahead of this handle.
     Pages(FileReader),
+    /// What is being written through a worker.
+    Staged(Arc<dyn WriteHandle>),
 }
 
 /// What a read without waiting gave.
@@ -33,6 +35,7 @@ impl Fs {
         let read = match &handle.content {
             Content::Local(file) => read_local(&handle, file, offset, buffer).map(Read::Lent),
             Content::Pages(reader) => reader.read_now(offset, buffer.len())?.map(Read::Own),
+            Content::Staged(_) => return None,
         };
         match &read {
             Ok(Read::Lent(length)) => count(*length),
@@ -57,6 +60,12 @@ impl Fs {
                 ReadData::Owned(buffer)
             }
             Content::Pages(reader) => self.bounded(&handle.inode, reader.read(offset, length)).await?,
+            Content::Staged(staged) => {
+                let bytes = self.bounded(&handle.inode, staged.read(offset, length)).await?;
+                let mut buffer = self.client.shared().buffers().get(bytes.len()).await?;
+                buffer.bytes_mut().copy_from_slice(&bytes);
+                ReadData::Owned(buffer)
+            }
         };
         count(data.len());
         Ok(data)
@@ -74,7 +83,7 @@ fn read_local(handle: &FileHandle, file: &File, offset: u64, buffer: &mut [u8]) 
             Ok(0) => break,
             Ok(read) => done += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io(&handle.inode.path, error)),
+            Err(error) => return Err(Error::io(handle.inode.path(), error)),
         }
     }
     Ok(done)

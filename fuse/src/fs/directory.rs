@@ -102,7 +102,7 @@ impl Fs {
     /// `NotFound` when it is known to be gone; ENFILE beyond the limit of handles.
     pub fn open_directory(&self, id: u64) -> Result<OpenedDirectory> {
         let inode = self.inode(id)?;
-        let version = match self.worker().attr_now(&inode.path) {
+        let version = match self.worker().attr_now(&self.place(&inode)?) {
             Some(attr) => attr?.version.clone(),
             None => Version::none(),
         };
@@ -145,19 +145,26 @@ impl Fs {
         if stream.must_restart(position) {
             stream.restart();
         }
-        self.bounded(&handle.inode, stream.reach(self, &handle.inode.path, position.saturating_sub(DOTS))).await?;
+        let wanted = position.saturating_sub(DOTS);
+        loop {
+            let path = self.place(&handle.inode)?;
+            match self.bounded(&handle.inode, stream.reach(self, &path, wanted)).await {
+                Ok(()) => break,
+                Err(error) if self.has_moved(&handle.inode, &path, &error).await => {}
+                Err(error) => return Err(error),
+            }
+        }
         self.give(&handle, &mut stream, position, sink);
         Ok(())
     }
 
     fn give(&self, handle: &DirectoryHandle, stream: &mut Stream, position: u64, sink: &mut dyn Sink) {
-        let path = &handle.inode.path;
+        let directory = &handle.inode;
         for at in position..DOTS {
             let (name, id): (&[u8], u64) = if at == 0 {
                 (b".", handle.inode.id)
             } else {
-                let parent = path.parent().and_then(|parent| self.inodes.find(&parent));
-                (b"..", parent.map_or(handle.inode.id, |parent| parent.id))
+                (b"..", directory.parent().map_or(directory.id, |parent| parent.id))
             };
             if !sink.add(Item { id, next: at + 1, name, kind: FileKind::Directory, attr: None }) {
                 return;
@@ -166,7 +173,7 @@ impl Fs {
         let first = position.saturating_sub(DOTS).max(stream.base);
         let skip = usize::try_from(first - stream.base).unwrap_or(usize::MAX);
         for (at, entry) in (first + DOTS..).zip(stream.window.iter().skip(skip)) {
-            if !self.give_one(path, entry, at + 1, sink) {
+            if !self.give_one(directory, entry, at + 1, sink) {
                 return;
             }
         }
@@ -175,17 +182,27 @@ impl Fs {
         }
     }
 
-    fn give_one(&self, directory: &UfsPath, entry: &DirEntry, next: u64, sink: &mut dyn Sink) -> bool {
-        // A listing has no names that are none; one that does is not shown, since nothing could be done with it.
-        let Ok(path) = directory.join(&entry.name) else { return true };
+    fn give_one(&self, directory: &Arc<Inode>, entry: &DirEntry, next: u64, sink: &mut dyn Sink) -> bool {
         let name = &entry.name[..];
         if sink.wants_attributes() {
-            let known = entry.attr.clone().map(Ok).or_else(|| self.worker().attr_now(&path));
+            let known = match &entry.attr {
+                Some(attr) => Some(Ok(attr.clone())),
+                None => match directory.path().join(name) {
+                    Ok(path) => self.worker().attr_now(&path),
+                    // A listing has no names that are none; one that does is not shown, since nothing could be done
+                    // with it.
+                    Err(_) => return true,
+                },
+            };
             let (node, valid) = match known {
-                Some(Ok(attr)) => (self.entry(&path, attr), true),
+                Some(Ok(attr)) => {
+                    let entry = self.entry(directory, name, attr);
+                    let valid = entry.lasting;
+                    (entry, valid)
+                }
                 Some(Err(error)) if error.kind() == ErrorKind::NotFound => return true,
                 // It is there, whatever it is like; the kernel asks again when somebody wants to know.
-                _ => (self.bare_entry(&path, entry.kind), false),
+                _ => (self.bare_entry(directory, name, entry.kind), false),
             };
             let attr = Some((&*node.attr, valid));
             let fits = sink.add(Item { id: node.id, next, name, kind: node.attr.kind, attr });
@@ -194,7 +211,7 @@ impl Fs {
             }
             return fits;
         }
-        let id = self.inodes.find(&path).map_or(UNKNOWN_NODE, |inode| inode.id);
+        let id = self.inodes.find(directory.id, name).map_or(UNKNOWN_NODE, |inode| inode.id);
         sink.add(Item { id, next, name, kind: entry.kind, attr: None })
     }
 
@@ -203,7 +220,7 @@ impl Fs {
         let Some((started, wall)) = stream.started else { return };
         if !handle.version.is_none() {
             // Had it changed just before, another change could hide behind the same mtime.
-            let settled = match self.worker().attr_now(&handle.inode.path) {
+            let settled = match self.worker().attr_now(&handle.inode.path()) {
                 Some(Ok(attr)) => {
                     attr.version == handle.version
                         && wall.duration_since(attr.mtime.to_system_time()).is_ok_and(|age| age >= MTIME_GRAIN)

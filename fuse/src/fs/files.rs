@@ -2,14 +2,13 @@
 
 use super::{
     Entry, Fs,
-    inode::{Identity, Inode, Shared},
+    inode::{Identity, Inode, Shared, Told},
 };
 use bytes::Bytes;
-use common::{Attr, Error, ErrorKind, FileKind, Result, UfsPath, Version, worker::Freshness};
-use nix::sys::stat::FileStat;
+use common::{Attr, Error, ErrorKind, FileKind, Result, UfsPath, Version, attr::LocalId, worker::Freshness};
 use std::{fs::File, sync::Arc};
 
-/// Whether an open inode may go on standing for what its path names now.
+/// Whether an open inode may go on standing for what its name leads to now.
 enum Fit {
     Same,
     /// The same local file, written to since.
@@ -17,15 +16,39 @@ enum Fit {
     Other,
 }
 
+/// The attributes of an open file, or where to get them.
+enum Open {
+    /// Those that it was opened with, or has been given since.
+    Attr(Arc<Attr>),
+    /// Whatever this file of this host has now.
+    Local(Arc<File>),
+}
+
 impl Fs {
     /// Looks `name` up in a directory. `NotFound` is as certain as any answer: the kernel may keep it.
     pub fn lookup_now(&self, parent: u64, name: &[u8]) -> Option<Result<Entry>> {
-        let path = match self.child(parent, name) {
-            Ok(path) => path,
+        let parent = match self.inode(parent) {
+            Ok(parent) => parent,
             Err(error) => return Some(Err(error)),
         };
-        let attr = self.worker().attr_now(&path)?;
-        Some(attr.map(|attr| self.entry(&path, attr)))
+        loop {
+            let path = match self.child(&parent, name) {
+                Ok(path) => path,
+                Err(error) => return Some(Err(error)),
+            };
+            let error = match self.worker().attr_now(&path)? {
+                Ok(attr) => return Some(Ok(self.entry(&parent, name, attr))),
+                Err(error) => error,
+            };
+            if !may_have_moved(&error) || parent.local.is_none() {
+                return Some(Err(error));
+            }
+            // While a directory moves, nobody can say what is there.
+            let _still = self.tree.try_read().ok()?;
+            if self.child(&parent, name).is_ok_and(|now| now == path) {
+                return Some(Err(error));
+            }
+        }
     }
 
     /// Looks `name` up, asking the worker.
@@ -33,92 +56,156 @@ impl Fs {
     /// # Errors
     /// `NotFound`, `NameTooLong`, or whatever the storage says.
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
-        let path = self.child(parent, name)?;
         let parent = self.inode(parent)?;
-        let attr = self.bounded(&parent, self.worker().attr(&path, Freshness::Cached)).await?;
-        Ok(self.entry(&path, attr))
-    }
-
-    fn child(&self, parent: u64, name: &[u8]) -> Result<UfsPath> {
-        let parent = self.inode(parent)?;
-        match name {
-            b"." => Ok(parent.path.clone()),
-            b".." => Ok(parent.path.parent().unwrap_or_else(UfsPath::root)),
-            name => parent.path.join(name),
+        loop {
+            let path = self.child(&parent, name)?;
+            match self.bounded(&parent, self.worker().attr(&path, Freshness::Cached)).await {
+                Ok(attr) => return Ok(self.entry(&parent, name, attr)),
+                Err(error) if may_have_moved(&error) && parent.local.is_some() => {
+                    let _still = self.tree.read().await;
+                    if self.child(&parent, name).is_ok_and(|now| now == path) {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
-    /// The node for a path with these attributes, counted once more.
-    pub(super) fn entry(&self, path: &UfsPath, attr: Arc<Attr>) -> Entry {
+    /// The path of a name in a directory.
+    pub(super) fn child(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<UfsPath> {
+        self.place(parent)?.join(name)
+    }
+
+    /// The path of an inode.
+    pub(super) fn place(&self, inode: &Arc<Inode>) -> Result<UfsPath> {
+        if inode.is_nameless() {
+            return Err(Error::new(ErrorKind::Stale, format!("{}: was removed", inode.path())));
+        }
+        Ok(inode.path())
+    }
+
+    /// Whether a call that failed may have failed because `inode` is no longer at `path`. Waits for renames under way.
+    pub(super) async fn has_moved(&self, inode: &Arc<Inode>, path: &UfsPath, error: &Error) -> bool {
+        if !may_have_moved(error) {
+            return false;
+        }
+        if inode.local.is_some() {
+            drop(self.tree.write().await);
+        }
+        !inode.is_nameless() && inode.path() != *path
+    }
+
+    /// The node for a name whose file has these attributes, counted once more.
+    pub(super) fn entry(&self, parent: &Arc<Inode>, name: &[u8], attr: Arc<Attr>) -> Entry {
         loop {
-            let inode = self.inodes.remember(path, attr.kind, 1);
-            if tell(&inode, &attr) {
-                return Entry { id: inode.id, attr };
+            let known = self.same_file(parent, name, &attr);
+            let inode = self.inodes.remember(parent, name, (attr.kind, attr.local), known.as_ref(), 1);
+            if let Some(entry) = tell(&inode, &attr) {
+                return entry;
             }
-            // It goes on standing for what is open, and the path gets another.
+            // It goes on standing for what is open, and the name gets another.
             self.inodes.detach(&inode);
             self.forget(inode.id, 1);
         }
     }
 
-    /// The node for a path of which only the kind is known, counted once more, with attributes that nobody may rely on.
-    pub(super) fn bare_entry(&self, path: &UfsPath, kind: FileKind) -> Entry {
-        let inode = self.inodes.remember(path, kind, 1);
+    /// The inode that stands for this file of this host under another name.
+    fn same_file(&self, parent: &Inode, name: &[u8], attr: &Attr) -> Option<Arc<Inode>> {
+        let file = attr.local.filter(|_| attr.nlink > 1 && attr.kind != FileKind::Directory)?;
+        if self.inodes.find(parent.id, name).is_some_and(|inode| inode.local == Some(file)) {
+            return None;
+        }
+        let known = self.inodes.find_file(file)?;
+        // Its number may have been given to another file since, unless it is held open or still found at its name.
+        let held = known.state.lock().open.as_ref().and_then(|shared| shared.local.clone());
+        let is_it = match held {
+            Some(held) => ufs::local::attr_of(&*held).is_ok_and(|attr| attr.local == Some(file)),
+            None => {
+                !known.is_nameless()
+                    && matches!(self.worker().attr_now(&known.path()), Some(Ok(attr)) if attr.local == Some(file))
+            }
+        };
+        is_it.then_some(known)
+    }
+
+    /// The node for a name of which only the kind is known, counted once more, with attributes that nobody may rely on.
+    pub(super) fn bare_entry(&self, parent: &Arc<Inode>, name: &[u8], kind: FileKind) -> Entry {
+        let inode = self.inodes.remember(parent, name, (kind, None), None, 1);
         let open = inode.state.lock().open.as_ref().map(|shared| shared.attr.clone());
         let attr =
             open.unwrap_or_else(|| Arc::new(Attr::of_object(kind, 0, common::Timestamp::default(), Version::none())));
-        Entry { id: inode.id, attr }
+        Entry { id: inode.id, attr, lasting: false }
     }
 
     /// The attributes of a node. While a file is open they are those of what is open.
-    pub fn getattr_now(&self, id: u64) -> Option<Result<Arc<Attr>>> {
+    pub fn getattr_now(&self, id: u64) -> Option<Result<Entry>> {
         let inode = match self.inode(id) {
             Ok(inode) => inode,
             Err(error) => return Some(Err(error)),
         };
-        if let Some(pinned) = pinned(&inode) {
-            return Some(Ok(pinned));
+        if let Some(entry) = self.attr_of_open(&inode) {
+            return Some(entry);
         }
-        let found = self.worker().attr_now(&inode.path)?;
-        Some(self.current(&inode, found))
+        let path = match self.place(&inode) {
+            Ok(path) => path,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.worker().attr_now(&path)? {
+            Ok(attr) => Some(self.current(&inode, &attr)),
+            // Perhaps it moves just now.
+            Err(error) if may_have_moved(&error) && inode.local.is_some() => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 
     /// The attributes of a node, asking the worker.
     ///
     /// # Errors
-    /// `Stale` when the node's path names another file by now and nothing of the old one is known; `NotFound`.
-    pub async fn getattr(&self, id: u64) -> Result<Arc<Attr>> {
+    /// `Stale` when the node's name leads to another file by now and nothing of the old one is known; `NotFound`.
+    pub async fn getattr(&self, id: u64) -> Result<Entry> {
         let inode = self.inode(id)?;
-        if let Some(pinned) = pinned(&inode) {
-            return Ok(pinned);
+        loop {
+            if let Some(entry) = self.attr_of_open(&inode) {
+                return entry;
+            }
+            let path = self.place(&inode)?;
+            match self.bounded(&inode, self.worker().attr(&path, Freshness::Cached)).await {
+                Ok(attr) => return self.current(&inode, &attr),
+                Err(error) if self.has_moved(&inode, &path, &error).await => {}
+                Err(error) => return Err(error),
+            }
         }
-        let found = self.bounded(&inode, self.worker().attr(&inode.path, Freshness::Cached)).await;
-        self.current(&inode, found)
+    }
+
+    /// What is told of `inode` while it is open: nobody is asked but the open file itself.
+    pub(super) fn attr_of_open(&self, inode: &Arc<Inode>) -> Option<Result<Entry>> {
+        let open = open_attr(inode.state.lock().open.as_deref()?);
+        let attr = match open {
+            Open::Attr(attr) => attr,
+            Open::Local(file) => match ufs::local::attr_of(&*file) {
+                Ok(attr) => Arc::new(attr),
+                Err(errno) => return Some(Err(Error::os(inode.path(), errno as i32))),
+            },
+        };
+        let mut state = inode.state.lock();
+        let mut lasting = true;
+        if let Some(shared) = state.open.as_deref_mut() {
+            lasting = shared.writers == 0;
+            if matches!(shared.identity, Identity::Local(_)) {
+                shared.attr = attr.clone();
+                state.told = lasting.then(|| Told::of(&attr));
+            }
+        }
+        Some(Ok(Entry { id: inode.id, attr, lasting }))
     }
 
     /// What to answer for `inode` when its path has these attributes now.
-    fn current(&self, inode: &Arc<Inode>, found: Result<Arc<Attr>>) -> Result<Arc<Attr>> {
-        {
-            let mut state = inode.state.lock();
-            if let Some(shared) = &mut state.open {
-                // Its path may be gone, or name another file: it is asked itself.
-                match &found {
-                    Ok(attr) if matches!(fit(shared, attr), Fit::Same | Fit::Changed) => shared.attr = attr.clone(),
-                    _ => {
-                        let attr = shared.local.as_deref().and_then(|file| attr_of(file, &shared.attr));
-                        let attr = attr.unwrap_or_else(|| shared.attr.clone());
-                        // These are not those of the file that the next open will find.
-                        state.told = Some(Version::none());
-                        return Ok(attr);
-                    }
-                }
-            }
-        }
-        let attr = found?;
-        if attr.kind != inode.kind || inode.is_detached() || !tell(inode, &attr) {
-            return Err(Error::new(ErrorKind::Stale, format!("{}: another file has taken its place", inode.path)));
-        }
-        Ok(attr)
+    pub(super) fn current(&self, inode: &Arc<Inode>, attr: &Arc<Attr>) -> Result<Entry> {
+        let same = attr.kind == inode.kind && (inode.local.is_none() || inode.local == attr.local);
+        tell(inode, attr)
+            .filter(|_| same)
+            .ok_or_else(|| Error::new(ErrorKind::Stale, format!("{}: another file has taken its place", inode.path())))
     }
 
     /// The target of a symbolic link.
@@ -127,16 +214,23 @@ impl Fs {
     /// `InvalidArgument` when it is none.
     pub async fn read_link(&self, id: u64) -> Result<Bytes> {
         let inode = self.inode(id)?;
-        self.bounded(&inode, self.worker().read_link(&inode.path)).await
+        loop {
+            let path = self.place(&inode)?;
+            match self.bounded(&inode, self.worker().read_link(&path)).await {
+                Err(error) if self.has_moved(&inode, &path, &error).await => {}
+                done => return done,
+            }
+        }
     }
 
     /// Whether access of this kind is possible at all: `mask` as of access(2). Who may do it, the kernel checks.
     ///
     /// # Errors
-    /// `ReadOnly` for writing, `PermissionDenied` for executing a file that nobody may execute.
+    /// `ReadOnly` for writing to a mount that takes no writes, `PermissionDenied` for executing a file that nobody may
+    /// execute.
     pub fn access(&self, attr: &Attr, mask: i32) -> Result<()> {
         if mask & libc::W_OK != 0 {
-            return Err(super::read_only());
+            self.changes()?;
         }
         if mask & libc::X_OK != 0 && attr.is_file() && attr.mode & 0o111 == 0 {
             return Err(Error::new(ErrorKind::PermissionDenied, "nobody may execute this file"));
@@ -145,67 +239,72 @@ impl Fs {
     }
 }
 
-/// Notes which attributes the kernel is told. False, and nothing is noted, when this inode cannot stand for them: another
+/// Whether such an error may come of looking where a file no longer is.
+fn may_have_moved(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::TooManyLinks | ErrorKind::Stale)
+}
+
+/// Notes which attributes the kernel is told. None, and nothing is noted, when this inode cannot stand for them: another
 /// version is open, or the kernel keeps the target of another link for it.
-fn tell(inode: &Inode, attr: &Arc<Attr>) -> bool {
+pub(super) fn tell(inode: &Inode, attr: &Arc<Attr>) -> Option<Entry> {
     let mut state = inode.state.lock();
+    let mut told = Entry { id: inode.id, attr: attr.clone(), lasting: true };
     match attr.kind {
         FileKind::File => {
-            if let Some(shared) = &mut state.open {
+            if let Some(shared) = state.open.as_deref_mut() {
                 match fit(shared, attr) {
                     Fit::Same => {}
                     Fit::Changed => shared.attr = attr.clone(),
-                    Fit::Other => return false,
+                    Fit::Other => return None,
                 }
+                if let Some(staged) = &shared.staged {
+                    told.attr = staged.attr();
+                }
+                told.lasting = shared.writers == 0;
             }
         }
-        FileKind::Symlink if state.told.as_ref().is_some_and(|told| *told != attr.version) => return false,
+        FileKind::Symlink if state.told.as_ref().is_some_and(|told| changed_link(told, attr)) => return None,
         FileKind::Symlink => {}
-        _ => return true,
+        _ => return Some(told),
     }
-    if state.told.as_ref() != Some(&attr.version) {
-        state.told = (!attr.version.is_none()).then(|| attr.version.clone());
+    let known = told.lasting && !attr.version.is_none();
+    if !known {
+        state.told = None;
+    } else if state.told.as_ref().is_none_or(|told| told.version != attr.version) {
+        state.told = Some(Told::of(attr));
     }
-    true
+    Some(told)
 }
 
-/// The attributes of an open version: they cannot change, so nobody is asked.
-fn pinned(inode: &Inode) -> Option<Arc<Attr>> {
-    let state = inode.state.lock();
-    let shared = state.open.as_ref()?;
-    (!matches!(shared.identity, Identity::Local { .. })).then(|| shared.attr.clone())
+/// Whether this is another link than the one of which the kernel may keep the target. A target never changes, and for a
+/// local one no more than that is asked: to rename a link makes it no other.
+fn changed_link(told: &Told, attr: &Attr) -> bool {
+    match attr.local {
+        Some(_) => (told.size, told.mtime) != (attr.size, attr.mtime),
+        None => told.version != attr.version,
+    }
+}
+
+fn open_attr(shared: &Shared) -> Open {
+    match (&shared.staged, &shared.local) {
+        (Some(staged), _) => Open::Attr(staged.attr()),
+        (None, Some(file)) => Open::Local(file.clone()),
+        // An open version cannot change.
+        (None, None) => Open::Attr(shared.attr.clone()),
+    }
 }
 
 fn fit(shared: &Shared, attr: &Attr) -> Fit {
     let same = |version: &Version| !version.is_none() && *version == attr.version;
     match &shared.identity {
+        Identity::Staged => Fit::Same,
         _ if same(&shared.attr.version) => Fit::Same,
-        Identity::Local { .. } => match shared.local.as_deref().and_then(|file| attr_of(file, &shared.attr)) {
-            // The open file shows the same change, so it is the one that was written to.
-            Some(open) if (open.size, open.mtime, open.ctime) == (attr.size, attr.mtime, attr.ctime) => Fit::Changed,
-            _ => Fit::Other,
-        },
+        Identity::Local(file) if is_file(attr, *file) => Fit::Changed,
         Identity::Unversioned { size, mtime } if (*size, *mtime) == (attr.size, attr.mtime) => Fit::Same,
         _ => Fit::Other,
     }
 }
 
-/// The attributes of an open local file as they are now; the version is unknown.
-fn attr_of(file: &File, before: &Attr) -> Option<Arc<Attr>> {
-    let stat: FileStat = nix::sys::stat::fstat(file).ok()?;
-    let time = |sec, nsec| common::Timestamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
-    Some(Arc::new(Attr {
-        kind: before.kind,
-        size: stat.st_size.unsigned_abs(),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        rdev: before.rdev,
-        blocks: stat.st_blocks.unsigned_abs(),
-        version: Version::none(),
-    }))
+fn is_file(attr: &Attr, file: LocalId) -> bool {
+    attr.local == Some(file)
 }

@@ -1,25 +1,27 @@
-//! The inode table: what each node id of the kernel means, and for how long.
+//! The inode table: what each node id of the kernel means, where it is, and for how long.
+//!
+//! An inode is found by its directory and its name there. A hard link is a further name of one inode. An inode keeps the
+//! path of its first name; a directory that moves takes the paths of all below it along, by making them old at once and
+//! having each found anew when it is wanted.
 //!
 //! Invariants:
 //! - node ids count up from 2 (1 is the root) and are never used twice;
-//! - the lookup count of an inode is what the kernel was told minus what it forgot; at zero the inode leaves the table,
-//!   and whoever still has it open keeps it alive without it;
-//! - at most one inode stands for a path at a time. When the file at a path becomes another one while the old one is
-//!   open, the old inode is *detached*: the path is free for a new inode, and the old one lives on for its handles;
-//! - counts change only under the lock of the path's shard, so a lookup and a forget of one inode cannot cross.
-//!
-//! The path is kept whole, and shared between both maps: looking one up needs no walk, and an inode costs about 250
-//! bytes beside its path.
+//! - the lookup count of an inode is what the kernel was told minus what it forgot; at zero the inode leaves the table for
+//!   good, and whoever still has it open keeps it alive without it;
+//! - at most one inode stands for a name at a time. An inode without names is one whose file was removed, or whose name
+//!   became another file's: it lives on for its handles, and no path leads to it;
+//! - an inode stands for one kind of file, and for a file of this host for one file: what another file took the name of
+//!   gets another inode.
 
-use common::{Attr, FileKind, UfsPath, Version};
+use common::{Attr, FileKind, Timestamp, UfsPath, Version, attr::LocalId, change::WriteHandle};
+use hashbrown::{Equivalent, HashMap};
 use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::HashMap,
     fs::File,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -35,34 +37,145 @@ const SHARDS: usize = 64;
 pub struct Inode {
     /// Its id.
     pub id: u64,
-    /// Where it is.
-    pub path: UfsPath,
-    /// What it is; a path whose kind changes gets a new inode.
+    /// What it is.
     pub kind: FileKind,
+    /// Which file it is, when it is one of this host.
+    pub local: Option<LocalId>,
     lookups: AtomicU64,
-    detached: AtomicBool,
+    place: Mutex<Place>,
+    moves: Arc<AtomicU64>,
     /// What changes.
     pub state: Mutex<State>,
 }
 
+/// Where an inode is.
+struct Place {
+    names: Vec<Name>,
+    /// The path of the first name, or what it was when the last one went.
+    path: UfsPath,
+    /// The number of moved directories up to which `path` is right.
+    moves: u64,
+}
+
+/// One name in one directory.
+#[derive(Clone)]
+struct Name {
+    parent: Arc<Inode>,
+    name: Box<[u8]>,
+}
+
+impl Name {
+    fn is(&self, parent: &Inode, name: &[u8]) -> bool {
+        self.parent.id == parent.id && *self.name == *name
+    }
+}
+
 impl Inode {
-    /// Whether its path belongs to another inode by now.
-    pub fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Relaxed)
+    /// Where it is now; of one without names, where it was.
+    pub fn path(self: &Arc<Self>) -> UfsPath {
+        let now = self.moves.load(Ordering::Acquire);
+        let mut above = Vec::new();
+        let mut at = self.clone();
+        // Up to the nearest directory whose path is known, and down again. Not by recursion: paths may be deep.
+        let mut path = loop {
+            let parent = {
+                let place = at.place.lock();
+                match place.names.first() {
+                    Some(name) if place.moves != now => name.clone(),
+                    _ => break place.path.clone(),
+                }
+            };
+            above.push((at, parent.clone()));
+            at = parent.parent;
+        };
+        for (inode, name) in above.into_iter().rev() {
+            // A name that was made or looked up is one.
+            let Ok(longer) = path.join(&name.name) else { break };
+            let mut place = inode.place.lock();
+            if place.names.first().is_some_and(|first| first.is(&name.parent, &name.name)) {
+                place.path = longer.clone();
+                place.moves = now;
+            }
+            path = longer;
+        }
+        path
+    }
+
+    /// Whether no path leads to it any more.
+    pub fn is_nameless(&self) -> bool {
+        self.id != ROOT && self.place.lock().names.is_empty()
+    }
+
+    /// The directory of its first name.
+    pub fn parent(&self) -> Option<Arc<Inode>> {
+        self.place.lock().names.first().map(|name| name.parent.clone())
     }
 
     /// How many lookups the kernel has not forgotten.
     pub fn lookups(&self) -> u64 {
         self.lookups.load(Ordering::Relaxed)
     }
+
+    /// Counts more lookups, unless the last one was forgotten.
+    fn raise(&self, lookups: u64) -> bool {
+        let more = |now: u64| (now > 0).then(|| now + lookups);
+        self.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    fn gain(&self, parent: &Arc<Inode>, name: &[u8]) {
+        let name = Name { parent: parent.clone(), name: name.into() };
+        let mut place = self.place.lock();
+        if place.names.is_empty() {
+            // Older than anything, so that the path is found anew.
+            place.moves = u64::MAX;
+        }
+        place.names.push(name);
+    }
+
+    fn lose(&self, parent: &Inode, name: &[u8]) {
+        let mut place = self.place.lock();
+        let Some(at) = place.names.iter().position(|known| known.is(parent, name)) else { return };
+        if at == 0 && place.names.len() > 1 {
+            place.moves = u64::MAX;
+        }
+        place.names.remove(at);
+    }
+}
+
+impl std::fmt::Debug for Inode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inode({}, {:?})", self.id, self.kind)
+    }
+}
+
+/// What the kernel was told of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Which version.
+    pub version: Version,
+    /// Its size.
+    pub size: u64,
+    /// Its time of change.
+    pub mtime: Timestamp,
+}
+
+impl Told {
+    /// What `attr` tells.
+    pub fn of(attr: &Attr) -> Self {
+        Self { version: attr.version.clone(), size: attr.size, mtime: attr.mtime }
+    }
+
+    /// Something else than whatever will be found.
+    pub fn other() -> Self {
+        Self { version: Version::none(), size: u64::MAX, mtime: Timestamp::default() }
+    }
 }
 
 /// What changes about an inode.
 #[derive(Default)]
 pub struct State {
-    /// The version of the attributes that the kernel was told last; `None`: no version that could be compared; the empty
-    /// one: those of an open file whose path may be another's.
-    pub told: Option<Version>,
+    /// The attributes that the kernel was told last; `None`: none that could be compared, or the kernel has dropped them.
+    pub told: Option<Told>,
     /// The version whose bytes (or entries) the kernel's page cache holds, when that is certain.
     pub cached: Option<Version>,
     /// When a directory's entries that the kernel caches were listed.
@@ -77,14 +190,18 @@ pub struct State {
 pub struct Shared {
     /// How many handles there are.
     pub handles: u64,
+    /// How many of them write.
+    pub writers: u64,
     /// Which file they have open.
     pub identity: Identity,
     /// Its attributes when it was last seen.
     pub attr: Arc<Attr>,
     /// How it is read.
     pub mode: Mode,
-    /// The source file, when it is one of this host.
+    /// The source file, when it is one of this host; open for writing once somebody writes.
     pub local: Option<Arc<File>>,
+    /// What is written through a worker.
+    pub staged: Option<Arc<dyn WriteHandle>>,
 }
 
 /// How an inode is read while it is open. The kernel does not allow a mixture.
@@ -100,12 +217,7 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// A file of this host, which may change under its readers as every local file may.
-    Local {
-        /// Device.
-        dev: u64,
-        /// Inode on that device.
-        ino: u64,
-    },
+    Local(LocalId),
     /// One version of an object.
     Version(Version),
     /// An object whose storage names no versions.
@@ -113,30 +225,71 @@ pub enum Identity {
         /// Bytes.
         size: u64,
         /// Last change.
-        mtime: common::Timestamp,
+        mtime: Timestamp,
     },
+    /// An object that is being written on this host.
+    Staged,
 }
+
+/// A name as the table has it.
+#[derive(PartialEq, Eq)]
+struct Key {
+    parent: u64,
+    name: Box<[u8]>,
+}
+
+/// The same, borrowed.
+struct KeyRef<'a> {
+    parent: u64,
+    name: &'a [u8],
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        KeyRef { parent: self.parent, name: &self.name }.hash(state);
+    }
+}
+
+impl Hash for KeyRef<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parent.hash(state);
+        self.name.hash(state);
+    }
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.parent == key.parent && *self.name == *key.name
+    }
+}
+
+type Names = HashMap<Key, Arc<Inode>, RandomState>;
 
 /// The table.
 pub struct InodeTable {
-    by_path: Vec<Mutex<HashMap<UfsPath, Arc<Inode>>>>,
+    by_name: Vec<Mutex<Names>>,
     by_id: Vec<RwLock<HashMap<u64, Arc<Inode>>>>,
+    by_file: Vec<Mutex<HashMap<LocalId, Arc<Inode>>>>,
     hasher: RandomState,
     next: AtomicU64,
     count: AtomicUsize,
+    moves: Arc<AtomicU64>,
 }
 
 impl InodeTable {
     /// A table that holds the root only.
     pub fn new() -> Self {
+        let hasher = RandomState::new();
         let table = Self {
-            by_path: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            by_name: (0..SHARDS).map(|_| Mutex::new(Names::with_hasher(hasher.clone()))).collect(),
             by_id: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
+            by_file: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher,
             next: AtomicU64::new(ROOT),
             count: AtomicUsize::new(0),
+            moves: Arc::new(AtomicU64::new(0)),
         };
-        table.remember(&UfsPath::root(), FileKind::Directory, 1);
+        table.insert(FileKind::Directory, None, 1);
         table
     }
 
@@ -144,8 +297,14 @@ impl InodeTable {
         &self.by_id[(id % SHARDS as u64) as usize]
     }
 
-    fn paths(&self, path: &UfsPath) -> &Mutex<HashMap<UfsPath, Arc<Inode>>> {
-        &self.by_path[(self.hasher.hash_one(path) % SHARDS as u64) as usize]
+    fn names(&self, parent: u64, name: &[u8]) -> &Mutex<Names> {
+        let hash = self.hasher.hash_one(KeyRef { parent, name });
+        // The low bits choose within a shard.
+        &self.by_name[(hash >> 32) as usize % SHARDS]
+    }
+
+    fn files(&self, file: LocalId) -> &Mutex<HashMap<LocalId, Arc<Inode>>> {
+        &self.by_file[(file.ino % SHARDS as u64) as usize]
     }
 
     /// The inode with this id.
@@ -153,32 +312,62 @@ impl InodeTable {
         self.ids(id).read().get(&id).cloned()
     }
 
-    /// The inode that stands for a path now. Counts nothing.
-    pub fn find(&self, path: &UfsPath) -> Option<Arc<Inode>> {
-        self.paths(path).lock().get(path).cloned()
+    /// The inode that stands for a name now. Counts nothing.
+    pub fn find(&self, parent: u64, name: &[u8]) -> Option<Arc<Inode>> {
+        self.names(parent, name).lock().get(&KeyRef { parent, name }).cloned()
     }
 
-    /// The inode for a path whose file is of this kind, made if need be, with `lookups` more lookups.
-    pub fn remember(&self, path: &UfsPath, kind: FileKind, lookups: u64) -> Arc<Inode> {
-        let mut paths = self.paths(path).lock();
-        if let Some(inode) = paths.get(path) {
-            if inode.kind == kind {
-                inode.lookups.fetch_add(lookups, Ordering::Relaxed);
-                return inode.clone();
-            }
-            inode.detached.store(true, Ordering::Relaxed);
-        }
+    /// The inode that was last known to be this file of this host, under whatever name.
+    pub fn find_file(&self, file: LocalId) -> Option<Arc<Inode>> {
+        self.files(file).lock().get(&file).cloned()
+    }
+
+    fn insert(&self, kind: FileKind, local: Option<LocalId>, lookups: u64) -> Arc<Inode> {
         let inode = Arc::new(Inode {
             id: self.next.fetch_add(1, Ordering::Relaxed),
-            path: path.clone(),
             kind,
+            // The root may be exchanged beside the mount, and stays the root.
+            local,
             lookups: AtomicU64::new(lookups),
-            detached: AtomicBool::new(false),
+            place: Mutex::new(Place { names: Vec::new(), path: UfsPath::root(), moves: u64::MAX }),
+            moves: self.moves.clone(),
             state: Mutex::default(),
         });
         self.ids(inode.id).write().insert(inode.id, inode.clone());
-        paths.insert(path.clone(), inode.clone());
         self.count.fetch_add(1, Ordering::Relaxed);
+        inode
+    }
+
+    /// The inode for a name whose file is of this kind, and this one, made if need be, with `lookups` more lookups. When
+    /// the name is new to the table it becomes one of `known`, an inode that stands for this file already.
+    pub fn remember(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        (kind, local): (FileKind, Option<LocalId>),
+        known: Option<&Arc<Inode>>,
+        lookups: u64,
+    ) -> Arc<Inode> {
+        let mut names = self.names(parent.id, name).lock();
+        if let Some(inode) = names.get(&KeyRef { parent: parent.id, name }) {
+            if inode.kind == kind && (inode.local == local || local.is_none()) && inode.raise(lookups) {
+                return inode.clone();
+            }
+            inode.lose(parent, name);
+        }
+        let inode = match known.filter(|known| known.kind == kind && known.raise(lookups)) {
+            Some(known) => known.clone(),
+            None => {
+                let inode = self.insert(kind, local, lookups);
+                // Of directories there is one name, so nobody looks for them so.
+                if let Some(file) = local.filter(|_| kind != FileKind::Directory) {
+                    self.files(file).lock().insert(file, inode.clone());
+                }
+                inode
+            }
+        };
+        inode.gain(parent, name);
+        names.insert(Key { parent: parent.id, name: name.into() }, inode.clone());
         inode
     }
 
@@ -188,31 +377,75 @@ impl InodeTable {
             return false;
         }
         let Some(inode) = self.get(id) else { return false };
-        let mut paths = self.paths(&inode.path).lock();
-        let left = inode.lookups.load(Ordering::Relaxed).saturating_sub(lookups);
-        inode.lookups.store(left, Ordering::Relaxed);
-        if left > 0 {
+        let less = |now: u64| (now > 0).then(|| now.saturating_sub(lookups));
+        let before = inode.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if !before.is_ok_and(|before| before > 0 && before <= lookups) {
             return false;
         }
-        if paths.get(&inode.path).is_some_and(|current| Arc::ptr_eq(current, &inode)) {
-            paths.remove(&inode.path);
+        // Nobody raises it any more, so it gains no names.
+        let place = std::mem::take(&mut inode.place.lock().names);
+        for name in place {
+            self.unname(&inode, &name.parent, &name.name);
         }
-        let left_table = self.ids(id).write().remove(&id).is_some();
-        if left_table {
-            self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(file) = inode.local {
+            let mut files = self.files(file).lock();
+            if files.get(&file).is_some_and(|known| Arc::ptr_eq(known, &inode)) {
+                files.remove(&file);
+            }
         }
-        left_table
+        self.ids(id).write().remove(&id);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        true
     }
 
-    /// Frees the path of `inode` for another one; the root keeps its path.
-    pub fn detach(&self, inode: &Arc<Inode>) {
-        if inode.id == ROOT {
-            return;
+    fn unname(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) {
+        let mut names = self.names(parent.id, name).lock();
+        let key = KeyRef { parent: parent.id, name };
+        if names.get(&key).is_some_and(|current| Arc::ptr_eq(current, inode)) {
+            names.remove(&key);
         }
-        let mut paths = self.paths(&inode.path).lock();
-        inode.detached.store(true, Ordering::Relaxed);
-        if paths.get(&inode.path).is_some_and(|current| Arc::ptr_eq(current, inode)) {
-            paths.remove(&inode.path);
+        inode.lose(parent, name);
+    }
+
+    /// Notes that a name is gone. Returns the inode that had it.
+    pub fn remove(&self, parent: &Arc<Inode>, name: &[u8]) -> Option<Arc<Inode>> {
+        let mut names = self.names(parent.id, name).lock();
+        let inode = names.remove(&KeyRef { parent: parent.id, name })?;
+        inode.lose(parent, name);
+        Some(inode)
+    }
+
+    /// Takes all names from an inode, for others to have them; the root keeps its own.
+    pub fn detach(&self, inode: &Arc<Inode>) {
+        let names = inode.place.lock().names.clone();
+        for name in names {
+            self.unname(inode, &name.parent, &name.name);
+        }
+    }
+
+    /// Notes that `from` was renamed to `to`, or exchanged with it. Returns the inode that lost its name to it.
+    pub fn rename(&self, from: (&Arc<Inode>, &[u8]), to: (&Arc<Inode>, &[u8]), exchange: bool) -> Option<Arc<Inode>> {
+        let moved = self.remove(from.0, from.1);
+        let other = self.remove(to.0, to.1);
+        let place = |inode: &Arc<Inode>, (parent, name): (&Arc<Inode>, &[u8])| {
+            let mut names = self.names(parent.id, name).lock();
+            inode.gain(parent, name);
+            if let Some(beaten) = names.insert(Key { parent: parent.id, name: name.into() }, inode.clone()) {
+                beaten.lose(parent, name);
+            }
+            if inode.kind == FileKind::Directory {
+                self.moves.fetch_add(1, Ordering::AcqRel);
+            }
+        };
+        if let Some(moved) = &moved {
+            place(moved, to);
+        }
+        match other {
+            Some(other) if exchange => {
+                place(&other, from);
+                None
+            }
+            other => other,
         }
     }
 
@@ -234,115 +467,4 @@ impl Default for InodeTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Lookup { name: u8, directory: bool },
-        Forget { nth: usize, lookups: u64 },
-        Detach { name: u8 },
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => (0u8..6, any::<bool>()).prop_map(|(name, directory)| Step::Lookup { name, directory }),
-            4 => (0usize..64, 1u64..4).prop_map(|(nth, lookups)| Step::Forget { nth, lookups }),
-            1 => (0u8..6).prop_map(|name| Step::Detach { name }),
-        ]
-    }
-
-    /// What the table must know: the inodes that the kernel holds with their counts, and which one each name has.
-    #[derive(Default)]
-    struct Model {
-        held: Vec<(u64, u8, u64)>,
-        named: HashMap<u8, (u64, FileKind)>,
-    }
-
-    proptest! {
-        #[test]
-        fn counts_ids_and_names_follow_the_model(steps in proptest::collection::vec(step(), 1..200)) {
-            let table = InodeTable::new();
-            let mut model = Model::default();
-            let mut largest = ROOT;
-            let path = |name: u8| UfsPath::parse(format!("d/{name}")).unwrap();
-            for step in steps {
-                match step {
-                    Step::Lookup { name, directory } => {
-                        let kind = if directory { FileKind::Directory } else { FileKind::File };
-                        let inode = table.remember(&path(name), kind, 1);
-                        match model.named.get(&name) {
-                            Some((id, known)) if *known == kind => prop_assert_eq!(inode.id, *id),
-                            _ => {
-                                prop_assert!(inode.id > largest, "an id was used twice");
-                                largest = inode.id;
-                                model.named.insert(name, (inode.id, kind));
-                                model.held.push((inode.id, name, 0));
-                            }
-                        }
-                        let held = model.held.iter_mut().find(|held| held.0 == inode.id).unwrap();
-                        held.2 += 1;
-                    }
-                    Step::Forget { nth, lookups } => {
-                        if model.held.is_empty() { continue; }
-                        let at = nth % model.held.len();
-                        let (id, name, count) = model.held[at];
-                        let gone = table.forget(id, lookups.min(count));
-                        prop_assert_eq!(gone, lookups >= count);
-                        if gone {
-                            model.held.swap_remove(at);
-                            if model.named.get(&name).is_some_and(|(named, _)| *named == id) {
-                                model.named.remove(&name);
-                            }
-                        } else {
-                            model.held[at].2 -= lookups;
-                        }
-                    }
-                    Step::Detach { name } => {
-                        if let Some(inode) = table.find(&path(name)) {
-                            table.detach(&inode);
-                            model.named.remove(&name);
-                        }
-                    }
-                }
-                prop_assert_eq!(table.len(), model.held.len() + 1);
-                for (id, name, count) in &model.held {
-                    let inode = table.get(*id).unwrap();
-                    prop_assert_eq!(inode.lookups(), *count);
-                    prop_assert_eq!(&inode.path, &path(*name));
-                }
-                for name in 0..6 {
-                    let found = table.find(&path(name)).map(|inode| inode.id);
-                    prop_assert_eq!(found, model.named.get(&name).map(|(id, _)| *id));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn lookups_and_forgets_from_many_threads_add_up() {
-        let table = InodeTable::new();
-        let path = UfsPath::parse("a").unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..2000 {
-                        let inode = table.remember(&path, FileKind::File, 1);
-                        table.forget(inode.id, 1);
-                    }
-                });
-            }
-        });
-        assert!(table.find(&path).is_none());
-        assert_eq!(table.len(), 1);
-    }
-
-    #[test]
-    fn the_root_is_never_forgotten() {
-        let table = InodeTable::new();
-        assert!(!table.forget(ROOT, 5));
-        assert!(!table.forget(99, 1));
-        assert!(table.get(ROOT).unwrap().path.is_root());
-    }
-}
+mod tests;

@@ -8,6 +8,10 @@
 //! of the new version, and opens again. The same answer, with the path freed for a new inode, keeps a second version away
 //! from an inode whose first version is still open.
 //!
+//! A file of this host may be written to at any time, also beside the mount, and is told apart by its identity, not its
+//! version; what matters of it is that the kernel knows its size. While it is open for writing the kernel keeps none of
+//! its attributes, so there is nothing that could be old.
+//!
 //! The kernel may keep the pages of a file over an open (FOPEN_KEEP_CACHE) when they are those of the version that is being
 //! opened. That is certain once a handle of this version has been read from or released: by then the kernel has dropped
 //! what was there before its open.
@@ -15,14 +19,14 @@
 use super::{
     Fs,
     content::Content,
-    inode::{Identity, Inode, Mode, Shared, State},
+    inode::{Identity, Inode, Mode, Shared, State, Told},
 };
 use crate::passthrough::{Backing, Registrar, Source};
 use common::{
-    Attr, Error, ErrorKind, Result, Version,
+    Attr, Error, ErrorKind, Result,
     conf::keys::fuse::KernelCache,
     metrics::{PassthroughBacking, metrics},
-    worker::Freshness,
+    worker::{Freshness, LocalFile},
 };
 use std::{
     sync::{
@@ -43,8 +47,10 @@ pub(super) struct FileHandle {
     pub(super) inode: Arc<Inode>,
     pub(super) attr: Arc<Attr>,
     pub(super) content: Content,
+    /// Whether it was opened for writing.
+    pub(super) writes: bool,
     /// Whether the kernel drops its old pages at this open, and that it has done so is not yet proved.
-    unproved: AtomicBool,
+    pub(super) unproved: AtomicBool,
 }
 
 /// What the kernel is told of an open.
@@ -57,44 +63,104 @@ pub struct Opened {
     pub keep_cache: bool,
     /// Whether reads go by the kernel's cache.
     pub direct_io: bool,
+    /// Whether each close(2) is to be told, since it may fail.
+    pub flush: bool,
 }
 
 impl Fs {
-    /// Opens a file from what is known; `None`: the worker must be asked. `flags` as of open(2).
-    pub fn open_now(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Option<Result<Opened>> {
-        let inode = match self.inode(id).and_then(|inode| reading(flags).map(|()| inode)) {
+    /// Opens a file for reading from what is known; `None`: the worker must be asked.
+    pub fn open_now(&self, id: u64, registrar: &dyn Registrar) -> Option<Result<Opened>> {
+        let inode = match self.inode(id) {
             Ok(inode) => inode,
             Err(error) => return Some(Err(error)),
         };
+        if let Some(opened) = self.open_staged(&inode) {
+            return Some(opened);
+        }
+        let path = match self.place(&inode) {
+            Ok(path) => path,
+            Err(_) => return None,
+        };
         if self.passes() {
-            match self.worker().attr_now(&inode.path) {
+            match self.worker().attr_now(&path) {
                 Some(Ok(attr)) => {
                     if let Some(done) = self.open_kept(&inode, &attr) {
                         return Some(done);
                     }
                 }
-                Some(Err(error)) => return Some(Err(error)),
+                // Perhaps it moves just now.
+                Some(Err(error)) if inode.local.is_none() => return Some(Err(error)),
+                Some(Err(_)) => return None,
                 None => {}
             }
         }
-        let file = self.client.open_now(&inode.path)?;
-        Some(file.and_then(|file| self.conclude(&inode, file, registrar)))
+        match self.client.open_now(&path)? {
+            Ok(file) => Some(self.conclude(&inode, file, registrar)),
+            Err(_) if inode.local.is_some() => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 
-    /// Opens a file, asking the worker.
+    /// Opens a file for reading, asking the worker.
     ///
     /// # Errors
-    /// `ReadOnly` for writing; `Stale` when the kernel must look the name up again; ENFILE beyond the limit of handles;
-    /// whatever the storage says.
-    pub async fn open(&self, id: u64, flags: i32, registrar: &dyn Registrar) -> Result<Opened> {
-        reading(flags)?;
+    /// `Stale` when the kernel must look the name up again; ENFILE beyond the limit of handles; whatever the storage says.
+    pub async fn open(&self, id: u64, registrar: &dyn Registrar) -> Result<Opened> {
         let inode = self.inode(id)?;
-        let file = self.bounded(&inode, self.client.open(&inode.path, Freshness::Cached)).await?;
-        self.conclude(&inode, file, registrar)
+        loop {
+            if let Some(opened) = self.open_staged(&inode) {
+                return opened;
+            }
+            if let Some(file) = self.reopened(&inode, libc::O_RDONLY) {
+                return self.conclude(&inode, client::Opened::Local(file?), registrar);
+            }
+            let path = self.place(&inode)?;
+            match self.bounded(&inode, self.client.open(&path, Freshness::Cached)).await {
+                Ok(file) => return self.conclude(&inode, file, registrar),
+                Err(error) if self.has_moved(&inode, &path, &error).await => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A further handle of what is being written on this host: it reads what the others wrote.
+    fn open_staged(&self, inode: &Arc<Inode>) -> Option<Result<Opened>> {
+        let mut state = inode.state.lock();
+        let shared = state.open.as_deref_mut()?;
+        let staged = shared.staged.clone()?;
+        if let Err(error) = self.limit.take() {
+            return Some(Err(error));
+        }
+        shared.handles += 1;
+        let attr = staged.attr();
+        drop(state);
+        Some(Ok(self.through_daemon(inode, Content::Staged(staged), attr, false)))
+    }
+
+    /// A removed file that somebody has open, opened once more.
+    pub(super) fn reopened(&self, inode: &Arc<Inode>, flags: i32) -> Option<Result<LocalFile>> {
+        if !inode.is_nameless() {
+            return None;
+        }
+        let open = inode.state.lock().open.as_ref().and_then(|shared| shared.local.clone())?;
+        let opened = ufs::local::reopen(&*open, flags).and_then(|file| {
+            let attr = Arc::new(ufs::local::attr_of(&file)?);
+            Ok(LocalFile { file: Arc::new(file), attr })
+        });
+        Some(opened.map_err(|errno| Error::os(inode.path(), errno as i32)))
+    }
+
+    /// A handle without passthrough whose pages the kernel does not keep from before.
+    pub(super) fn through_daemon(&self, inode: &Arc<Inode>, content: Content, attr: Arc<Attr>, writes: bool) -> Opened {
+        let flush = matches!(content, Content::Staged(_));
+        let direct_io = self.options.kernel_cache == KernelCache::Direct;
+        let unproved = AtomicBool::new(false);
+        let handle = self.files.insert(FileHandle { inode: inode.clone(), content, writes, unproved, attr });
+        Opened { handle, backing: None, keep_cache: false, direct_io, flush }
     }
 
     /// Whether files may pass through on this mount.
-    fn passes(&self) -> bool {
+    pub(super) fn passes(&self) -> bool {
         self.passthrough.is_on() && self.options.kernel_cache != KernelCache::Direct
     }
 
@@ -104,13 +170,17 @@ impl Fs {
             return None;
         }
         let mut state = inode.state.lock();
-        if state.told.as_ref() != Some(&attr.version) {
+        if is_news(&state.told, attr) || state.told.is_none() && attr.local.is_none() {
             return None;
         }
+        let same = |identity: &Identity, version: &common::Version| match identity {
+            Identity::Local(file) => attr.local == Some(*file),
+            _ => *version == attr.version,
+        };
         match &mut state.open {
             Some(shared) => {
                 let Mode::Passthrough(backing) = &shared.mode else { return None };
-                if shared.attr.version != attr.version {
+                if !same(&shared.identity, &shared.attr.version) {
                     return None;
                 }
                 if let Err(error) = self.limit.take() {
@@ -121,7 +191,7 @@ impl Fs {
             }
             none => {
                 let backing = self.passthrough.take(inode.id)?;
-                if backing.attr.version != attr.version {
+                if !same(&backing.identity, &backing.attr.version) {
                     drop(state);
                     drop(backing);
                     return None;
@@ -131,10 +201,12 @@ impl Fs {
                 }
                 *none = Some(Box::new(Shared {
                     handles: 1,
+                    writers: 0,
                     identity: backing.identity.clone(),
                     attr: attr.clone(),
                     mode: Mode::Passthrough(backing.clone()),
                     local: backing.local.clone(),
+                    staged: None,
                 }));
                 Some(Ok(passing(backing)))
             }
@@ -144,20 +216,22 @@ impl Fs {
     /// Makes a handle of an open file.
     fn conclude(&self, inode: &Arc<Inode>, file: client::Opened, registrar: &dyn Registrar) -> Result<Opened> {
         let attr = file.attr().clone();
-        let identity = identity(&file)?;
+        let identity = identity(&file);
+        self.expect(inode, &identity)?;
         let (open_already, news) = {
             let mut state = inode.state.lock();
             (state.open.is_some(), news(&mut state, &attr, &identity))
         };
         if news == News::Refuse {
             // What the worker remembers must not be older than what it opened, else the lookup tells the old version again.
-            if matches!(self.worker().attr_now(&inode.path), Some(Ok(known)) if known.version != attr.version) {
-                self.worker().forget(&inode.path);
+            let path = inode.path();
+            if matches!(self.worker().attr_now(&path), Some(Ok(known)) if known.version != attr.version) {
+                self.worker().forget(&path);
             }
             return Err(changed(inode));
         }
         // Registered before the lock is taken for good: it is an ioctl. Another open may be faster; then ours is dropped.
-        let candidate = if open_already || !self.passes() { None } else { source(&file) }
+        let candidate = if open_already || !self.may_pass(&attr) { None } else { source(&file) }
             .and_then(|source| self.passthrough.register(source, identity.clone(), attr.clone(), registrar))
             .map(Arc::new);
         self.limit.take()?;
@@ -172,7 +246,7 @@ impl Fs {
                     self.inodes.detach(inode);
                     return Err(Error::new(
                         ErrorKind::Stale,
-                        format!("{}: another version of it is still open", inode.path),
+                        format!("{}: another version of it is still open", inode.path()),
                     ));
                 }
                 _ if changed_since => {
@@ -192,10 +266,12 @@ impl Fs {
                     };
                     *none = Some(Box::new(Shared {
                         handles: 1,
+                        writers: 0,
                         identity: identity.clone(),
                         attr: attr.clone(),
                         mode,
                         local,
+                        staged: None,
                     }));
                 }
             }
@@ -221,23 +297,39 @@ impl Fs {
                 client::Opened::Local(local) => Content::Local(local.file),
                 client::Opened::Complete { reader, .. } | client::Opened::Paged(reader) => Content::Pages(reader),
             },
+            writes: false,
             unproved: AtomicBool::new(!keep_cache && !direct_io && !attr.version.is_none()),
             attr,
         });
-        Ok(Opened { handle, backing: None, keep_cache, direct_io })
+        Ok(Opened { handle, backing: None, keep_cache, direct_io, flush: false })
     }
 
-    /// Ends a handle.
+    /// Whether a file may pass through: one with set-id bits may not on a mount that takes writes, since the kernel would
+    /// leave them set for whoever writes to it.
+    pub(super) fn may_pass(&self, attr: &Attr) -> bool {
+        const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+        self.passes() && (attr.mode & SET_ID == 0 || self.changes().is_err())
+    }
+
+    /// Refuses to take another file for the one that this inode stands for.
+    pub(super) fn expect(&self, inode: &Arc<Inode>, identity: &Identity) -> Result<()> {
+        match (identity, inode.local) {
+            (Identity::Local(found), Some(expected)) if *found != expected => Err(changed(inode)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a handle; `flags` are those that it was opened with.
     ///
     /// # Errors
     /// `BadHandle` when there is none with this number.
-    pub fn release(&self, id: u64, handle: u64) -> Result<()> {
-        let inode = if handle == PASSTHROUGH_HANDLE {
-            self.inode(id)?
+    pub fn release(&self, id: u64, handle: u64, flags: i32) -> Result<()> {
+        let (inode, writes) = if handle == PASSTHROUGH_HANDLE {
+            (self.inode(id)?, flags & libc::O_ACCMODE != libc::O_RDONLY)
         } else {
             let handle = self.files.remove(handle)?;
             handle.prove();
-            handle.inode.clone()
+            (handle.inode.clone(), handle.writes)
         };
         self.limit.give();
         let gone = {
@@ -245,15 +337,25 @@ impl Fs {
             match &mut state.open {
                 Some(shared) if shared.handles > 1 => {
                     shared.handles -= 1;
-                    None
+                    shared.writers -= u64::from(writes && shared.writers > 0);
+                    (None, None)
                 }
-                last => last.take().map(|shared| match shared.mode {
-                    Mode::Passthrough(backing) if !inode.is_detached() => self.passthrough.keep(inode.id, backing),
-                    Mode::Passthrough(backing) => Some(backing),
-                    Mode::Daemon => None,
-                }),
+                last => match last.take() {
+                    Some(shared) => {
+                        let kept = match shared.mode.clone() {
+                            Mode::Passthrough(backing) if !backing.writable && !inode.is_nameless() => {
+                                self.passthrough.keep(inode.id, backing)
+                            }
+                            Mode::Passthrough(backing) => Some(backing),
+                            Mode::Daemon => None,
+                        };
+                        (kept, Some(shared))
+                    }
+                    None => (None, None),
+                },
             }
         };
+        // To close may take its time, and needs no lock.
         drop(gone);
         Ok(())
     }
@@ -268,15 +370,15 @@ impl FileHandle {
     }
 }
 
-fn passing(backing: Arc<Backing>) -> Opened {
+pub(super) fn passing(backing: Arc<Backing>) -> Opened {
     let sort = if backing.is_cached() { PassthroughBacking::Cache } else { PassthroughBacking::Source };
     metrics().passthrough_opens.of(sort).inc();
-    Opened { handle: PASSTHROUGH_HANDLE, backing: Some(backing), keep_cache: false, direct_io: false }
+    Opened { handle: PASSTHROUGH_HANDLE, backing: Some(backing), keep_cache: false, direct_io: false, flush: false }
 }
 
 /// How the version of an open compares with what the kernel was told.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum News {
+pub(super) enum News {
     /// The same, as far as anybody knows.
     None,
     /// Another: the kernel must look again.
@@ -286,46 +388,38 @@ enum News {
     Tolerate,
 }
 
-fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
+pub(super) fn news(state: &mut State, attr: &Attr, identity: &Identity) -> News {
     if !is_news(&state.told, attr) {
         return News::None;
     }
-    if matches!(identity, Identity::Local { .. })
-        && state.refused.is_some_and(|refused| refused.elapsed() < REFUSE_AGAIN)
-    {
+    if matches!(identity, Identity::Local(_)) && state.refused.is_some_and(|refused| refused.elapsed() < REFUSE_AGAIN) {
         return News::Tolerate;
     }
     state.refused = Some(Instant::now());
     News::Refuse
 }
 
-/// Whether the kernel was told of another version than that of `attr`.
-fn is_news(told: &Option<Version>, attr: &Attr) -> bool {
-    !attr.version.is_none() && told.as_ref().is_some_and(|told| *told != attr.version)
-}
-
-fn changed(inode: &Inode) -> Error {
-    Error::new(ErrorKind::Stale, format!("{}: it has changed since it was looked up", inode.path))
-}
-
-fn reading(flags: i32) -> Result<()> {
-    if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_TRUNC | libc::O_CREAT) != 0 {
-        return Err(super::read_only());
+/// Whether the kernel was told something else than `attr`: of an object another version, of a local file another size or
+/// time of change.
+fn is_news(told: &Option<Told>, attr: &Attr) -> bool {
+    let Some(told) = told else { return false };
+    match attr.local {
+        Some(_) => (told.size, told.mtime) != (attr.size, attr.mtime),
+        None => !attr.version.is_none() && told.version != attr.version,
     }
-    Ok(())
 }
 
-fn identity(file: &client::Opened) -> Result<Identity> {
-    if let client::Opened::Local(local) = file {
-        let stat = nix::sys::stat::fstat(&local.file).map_err(|errno| Error::os("an open file", errno as i32))?;
-        return Ok(Identity::Local { dev: stat.st_dev, ino: stat.st_ino });
-    }
+pub(super) fn changed(inode: &Arc<Inode>) -> Error {
+    Error::new(ErrorKind::Stale, format!("{}: it has changed since it was looked up", inode.path()))
+}
+
+fn identity(file: &client::Opened) -> Identity {
     let attr = file.attr();
-    Ok(if attr.version.is_none() {
-        Identity::Unversioned { size: attr.size, mtime: attr.mtime }
-    } else {
-        Identity::Version(attr.version.clone())
-    })
+    match attr.local {
+        Some(file) => Identity::Local(file),
+        None if attr.version.is_none() => Identity::Unversioned { size: attr.size, mtime: attr.mtime },
+        None => Identity::Version(attr.version.clone()),
+    }
 }
 
 /// What may be registered of an open file: all its bytes must be there.

@@ -9,7 +9,7 @@ use crate::{
     passthrough::{Registrar, Token},
 };
 use client::ClientOptions;
-use common::{FileKind, budget::MemoryBudget};
+use common::{FileKind, budget::MemoryBudget, change::Caller};
 use memory::MemoryWorker;
 use std::{
     io,
@@ -21,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 
 #[path = "../../tests/support/memory.rs"]
 mod memory;
+mod staged;
 
 const PAGE: u32 = 4096;
 
@@ -95,14 +96,23 @@ impl Setup {
     }
 
     fn open(&self, id: u64) -> Result<Opened> {
-        self.open_with(id, libc::O_RDONLY)
+        match self.fs.open_now(id, &self.kernel) {
+            Some(opened) => opened,
+            None => self.runtime.block_on(self.fs.open(id, &self.kernel)),
+        }
     }
 
-    fn open_with(&self, id: u64, flags: i32) -> Result<Opened> {
-        match self.fs.open_now(id, flags, &self.kernel) {
-            Some(opened) => opened,
-            None => self.runtime.block_on(self.fs.open(id, flags, &self.kernel)),
-        }
+    fn open_to_write(&self, id: u64, flags: i32) -> Result<Opened> {
+        let caller = Caller { uid: 0, gid: 0 };
+        self.runtime.block_on(self.fs.open_for_writing(id, flags, caller, &self.kernel))
+    }
+
+    fn getattr(&self, id: u64) -> Result<Arc<Attr>> {
+        let found = match self.fs.getattr_now(id) {
+            Some(found) => found,
+            None => self.runtime.block_on(self.fs.getattr(id)),
+        };
+        found.map(|entry| entry.attr)
     }
 
     fn read(&self, handle: u64, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -116,7 +126,7 @@ impl Setup {
     }
 
     fn release(&self, id: u64, opened: &Opened) {
-        self.fs.release(id, opened.handle).unwrap();
+        self.fs.release(id, opened.handle, libc::O_RDONLY).unwrap();
     }
 }
 
@@ -159,9 +169,9 @@ fn nodes_go_when_all_their_lookups_are_forgotten() {
     let f = setup.lookup("f").unwrap();
     setup.lookup("f").unwrap();
     setup.fs.forget(f.id, 1);
-    assert!(setup.fs.getattr_now(f.id).unwrap().is_ok());
+    assert!(setup.getattr(f.id).is_ok());
     setup.fs.forget(f.id, 1);
-    assert_eq!(kind(setup.fs.getattr_now(f.id).unwrap()), ErrorKind::Stale);
+    assert_eq!(kind(setup.getattr(f.id)), ErrorKind::Stale);
     assert_ne!(setup.lookup("f").unwrap().id, f.id, "a node id was used twice");
 }
 
@@ -179,7 +189,7 @@ fn reads_are_whole_at_any_offset() {
     }
     setup.release(f.id, &opened);
     assert_eq!(kind(setup.read(opened.handle, 0, 1)), ErrorKind::BadHandle);
-    assert_eq!(kind(setup.fs.release(f.id, opened.handle)), ErrorKind::BadHandle);
+    assert_eq!(kind(setup.fs.release(f.id, opened.handle, libc::O_RDONLY)), ErrorKind::BadHandle);
 }
 
 #[test]
@@ -188,7 +198,8 @@ fn whatever_would_write_is_refused() {
     setup.worker.file("f", "x");
     let f = setup.lookup("f").unwrap();
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC, libc::O_RDONLY | libc::O_CREAT] {
-        assert_eq!(kind(setup.open_with(f.id, flags)), ErrorKind::ReadOnly, "{flags:#o}");
+        assert!(Fs::opens_for_writing(flags), "{flags:#o}");
+        assert_eq!(kind(setup.open_to_write(f.id, flags)), ErrorKind::ReadOnly, "{flags:#o}");
     }
     assert_eq!(kind(setup.fs.access(&f.attr, libc::W_OK)), ErrorKind::ReadOnly);
     assert_eq!(kind(setup.fs.access(&f.attr, libc::X_OK)), ErrorKind::PermissionDenied);
@@ -253,7 +264,7 @@ fn two_versions_of_a_file_never_share_a_node() {
         let old_open = setup.open(old.id).unwrap();
         assert_eq!(old_open.backing.is_some(), passing);
         setup.worker.file("f", "two!");
-        assert_eq!(setup.fs.getattr_now(old.id).unwrap().unwrap().size, 3, "an open version keeps its attributes");
+        assert_eq!(setup.getattr(old.id).unwrap().size, 3, "an open version keeps its attributes");
         assert_eq!(kind(setup.open(old.id)), ErrorKind::Stale);
         let new = setup.lookup("f").unwrap();
         assert_ne!(new.id, old.id);
@@ -263,7 +274,7 @@ fn two_versions_of_a_file_never_share_a_node() {
             assert_eq!(setup.read(old_open.handle, 0, 9).unwrap(), b"one");
         }
         setup.release(old.id, &old_open);
-        assert_eq!(kind(setup.fs.getattr_now(old.id).unwrap()), ErrorKind::Stale);
+        assert_eq!(kind(setup.getattr(old.id)), ErrorKind::Stale);
         setup.fs.forget(old.id, 1);
         assert_eq!(setup.lookup("f").unwrap().id, new.id);
     }
@@ -356,7 +367,7 @@ fn a_local_file_that_grows_stays_the_same_node_and_one_that_is_replaced_does_not
     assert!(first.backing.is_some());
     (&*file).write_all(b" and two").unwrap();
     setup.worker.refresh("log");
-    assert_eq!(setup.fs.getattr_now(log.id).unwrap().unwrap().size, 11);
+    assert_eq!(setup.getattr(log.id).unwrap().size, 11);
     assert_eq!(setup.lookup("log").unwrap().id, log.id);
     let second = setup.open(log.id).unwrap();
     assert!(second.backing.is_some());
@@ -366,7 +377,7 @@ fn a_local_file_that_grows_stays_the_same_node_and_one_that_is_replaced_does_not
     setup.worker.local("log", Arc::new(other));
     let replaced = setup.lookup("log").unwrap();
     assert_ne!(replaced.id, log.id);
-    assert_eq!(setup.fs.getattr_now(log.id).unwrap().unwrap().size, 11, "the open file is asked itself");
+    assert_eq!(setup.getattr(log.id).unwrap().size, 11, "the open file is asked itself");
     assert!(setup.open(replaced.id).unwrap().backing.is_some());
     assert_eq!(setup.kernel.registered(), 2);
     setup.release(log.id, &first);
@@ -385,7 +396,7 @@ fn after_a_look_at_a_replaced_file_the_next_open_makes_the_kernel_look_again() {
     let old = setup.lookup("f").unwrap();
     let opened = setup.open(old.id).unwrap();
     setup.worker.local("f", file("another one"));
-    assert_eq!(setup.fs.getattr_now(old.id).unwrap().unwrap().size, 3, "the open file is asked itself");
+    assert_eq!(setup.getattr(old.id).unwrap().size, 3, "the open file is asked itself");
     setup.release(old.id, &opened);
     // The kernel believes in three bytes: it would read no more of the other file.
     assert_eq!(kind(setup.open(old.id)), ErrorKind::Stale);
@@ -402,7 +413,7 @@ fn a_link_with_another_target_is_another_node() {
     let old = setup.lookup("l").unwrap();
     assert_eq!(setup.lookup("l").unwrap().id, old.id);
     setup.worker.link("l", "two");
-    assert_eq!(kind(setup.fs.getattr_now(old.id).unwrap()), ErrorKind::Stale);
+    assert_eq!(kind(setup.getattr(old.id)), ErrorKind::Stale);
     let new = setup.lookup("l").unwrap();
     assert_ne!(new.id, old.id, "the kernel keeps a target for as long as it knows the node");
     setup.fs.forget(old.id, 2);
@@ -597,6 +608,6 @@ fn errors_of_the_worker_arrive() {
     let listed = setup.runtime.block_on(setup.fs.read_directory(opened.handle, 0, &mut taken));
     assert_eq!(kind(listed), ErrorKind::NotFound);
     assert_eq!(kind(setup.fs.open_directory(d.id)), ErrorKind::NotFound);
-    assert_eq!(kind(setup.fs.getattr_now(d.id).unwrap()), ErrorKind::NotFound);
-    assert_eq!(kind(setup.fs.getattr_now(4711).unwrap()), ErrorKind::Stale);
+    assert_eq!(kind(setup.getattr(d.id)), ErrorKind::NotFound);
+    assert_eq!(kind(setup.getattr(4711)), ErrorKind::Stale);
 }

@@ -40,6 +40,8 @@ pub struct Served<F> {
     pub filesystem: F,
     /// How many threads take requests.
     pub threads: usize,
+    /// Whether it takes no writes, so that the kernel need not ask.
+    pub read_only: bool,
     /// How long a thread that expects another request looks for it before it sleeps; zero: not at all.
     pub look: Duration,
     /// Whether passthrough is on, and why.
@@ -145,8 +147,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, look, passthrough, web, close } = served;
-    let (connection, device, created) = teardown.mount(&setup.request)?;
+    let Served { filesystem, threads, read_only, look, passthrough, web, close } = served;
+    let mut request = setup.request.clone();
+    request.read_only |= read_only;
+    let (connection, device, created) = teardown.mount(&request)?;
     let same =
         connection.try_clone().map_err(|error| SessionError::system("the descriptor of the connection", error))?;
     let filesystem = InTurn::new(filesystem, same, look);

@@ -5,7 +5,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileId, FileKind, Result, StatFs, Timestamp, UfsPath, Version,
+    attr::LocalId,
     budget::{MemoryBudget, Purpose},
+    change::{Caller, Changes, NewNode, OpenedForWriting, RenameMode, SetAttr, SetXattr, WriteHandle},
     page::{PageLoad, PagePool},
     worker::{DirEntry, FileLease, Freshness, Listing, LocalFile, OpenedFile, PagedFile, Worker},
 };
@@ -29,6 +31,13 @@ pub struct MemoryWorker {
     pub bare: AtomicBool,
     /// Whether files can be completed and exported.
     pub caches: AtomicBool,
+    /// Whether it takes changes, by staging files.
+    pub writable: AtomicBool,
+    /// How often something was published.
+    pub published: AtomicU64,
+    staged: Mutex<BTreeMap<UfsPath, std::sync::Weak<Staged>>>,
+    /// Itself, for what it hands out.
+    me: std::sync::Weak<MemoryWorker>,
     /// How often it was asked to list.
     pub listings: AtomicU64,
     /// How often a file was opened.
@@ -59,7 +68,7 @@ fn path(text: &str) -> UfsPath {
 impl MemoryWorker {
     /// Nothing but a root; pages of `page_size` bytes.
     pub fn new(page_size: u32) -> Arc<Self> {
-        let worker = Self {
+        let worker = Arc::new_cyclic(|me| Self {
             nodes: Mutex::default(),
             pool: PagePool::new(MemoryBudget::new(64 << 20)),
             next_version: AtomicU64::new(1),
@@ -68,10 +77,14 @@ impl MemoryWorker {
             caches: AtomicBool::new(false),
             listings: AtomicU64::new(0),
             opens: AtomicU64::new(0),
+            writable: AtomicBool::new(false),
+            published: AtomicU64::new(0),
+            staged: Mutex::default(),
+            me: me.clone(),
             page_size,
-        };
+        });
         worker.put("", FileKind::Directory, 0, Body::Directory);
-        Arc::new(worker)
+        worker
     }
 
     fn put(&self, at: &str, kind: FileKind, size: u64, body: Body) {
@@ -116,6 +129,7 @@ impl MemoryWorker {
         attr.mtime = Timestamp { sec: meta.mtime(), nsec: meta.mtime_nsec() as u32 };
         attr.ctime = Timestamp { sec: meta.ctime(), nsec: meta.ctime_nsec() as u32 };
         attr.version = Version::new(format!("{:?}{:?}{}{}", attr.mtime, attr.ctime, attr.size, meta.ino()));
+        attr.local = Some(LocalId { dev: meta.dev(), ino: meta.ino() });
         node.attr = Arc::new(attr);
     }
 
@@ -244,6 +258,10 @@ impl Worker for MemoryWorker {
         self.opened(path)
     }
 
+    fn changes(&self) -> Option<&dyn Changes> {
+        self.writable.load(Ordering::Relaxed).then_some(self as &dyn Changes)
+    }
+
     fn stat_fs(&self) -> StatFs {
         StatFs { block_size: 4096, blocks: 1000, free: 400, available: 300, files: 7, files_free: 0, name_max: 255 }
     }
@@ -313,6 +331,162 @@ impl PagedFile for MemoryFile {
         file.write_all(&self.bytes).unwrap();
         let lease = FileLease::new(Arc::new(file), self.attr.version.clone(), Arc::new(()));
         *self.whole.lock().unwrap() = Some(lease);
+        Ok(())
+    }
+}
+
+/// A file that is being written; its handles share it.
+struct Staged {
+    worker: Arc<MemoryWorker>,
+    path: UfsPath,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl MemoryWorker {
+    fn stage(&self, path: &UfsPath, truncate: bool) -> Result<OpenedForWriting> {
+        let known = self.staged.lock().unwrap().get(path).and_then(std::sync::Weak::upgrade);
+        let staged = match known {
+            Some(staged) => staged,
+            None => {
+                let bytes = match self.node(path)?.body {
+                    Body::Bytes(bytes) => (*bytes).clone(),
+                    _ => return Err(Error::new(ErrorKind::IsADirectory, "no file")),
+                };
+                let worker = self.me.upgrade().unwrap();
+                let staged = Arc::new(Staged { worker, path: path.clone(), bytes: Mutex::new(bytes) });
+                self.staged.lock().unwrap().insert(path.clone(), Arc::downgrade(&staged));
+                staged
+            }
+        };
+        if truncate {
+            staged.bytes.lock().unwrap().clear();
+        }
+        Ok(OpenedForWriting::Staged(staged))
+    }
+}
+
+#[async_trait]
+impl WriteHandle for Staged {
+    fn attr(&self) -> Arc<Attr> {
+        let size = self.bytes.lock().unwrap().len() as u64;
+        Arc::new(Attr::of_object(FileKind::File, size, Timestamp::default(), Version::none()))
+    }
+
+    async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let bytes = self.bytes.lock().unwrap();
+        let start = bytes.len().min(offset as usize);
+        Ok(Bytes::copy_from_slice(&bytes[start..bytes.len().min(start + length)]))
+    }
+
+    async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        let mut bytes = self.bytes.lock().unwrap();
+        let end = offset as usize + data.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[offset as usize..end].copy_from_slice(&data);
+        Ok(())
+    }
+
+    async fn append(&self, data: Bytes) -> Result<()> {
+        self.bytes.lock().unwrap().extend_from_slice(&data);
+        Ok(())
+    }
+
+    async fn truncate(&self, size: u64) -> Result<()> {
+        self.bytes.lock().unwrap().resize(size as usize, 0);
+        Ok(())
+    }
+
+    async fn allocate(&self, _: i32, _: u64, _: u64) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "not here"))
+    }
+
+    async fn seek(&self, offset: u64, hole: bool) -> Result<u64> {
+        let size = self.bytes.lock().unwrap().len() as u64;
+        Ok(if hole { size } else { offset })
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let bytes = self.bytes.lock().unwrap().clone();
+        if bytes.starts_with(b"refuse") {
+            return Err(Error::new(ErrorKind::QuotaExceeded, "by the test"));
+        }
+        self.worker.published.fetch_add(1, Ordering::Relaxed);
+        self.worker.file(std::str::from_utf8(self.path.as_bytes()).unwrap(), bytes);
+        Ok(())
+    }
+
+    async fn sync(&self, _: bool) -> Result<()> {
+        self.flush().await
+    }
+}
+
+fn not_here<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Unsupported, "not here"))
+}
+
+#[async_trait]
+impl Changes for MemoryWorker {
+    async fn create(&self, path: &UfsPath, flags: i32, _: u32, _: Caller) -> Result<OpenedForWriting> {
+        if self.node(path).is_err() {
+            self.file(std::str::from_utf8(path.as_bytes()).unwrap(), "");
+        } else if flags & libc::O_EXCL != 0 {
+            return Err(Error::new(ErrorKind::AlreadyExists, "is there"));
+        }
+        self.stage(path, flags & libc::O_TRUNC != 0)
+    }
+
+    async fn open(&self, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
+        self.stage(path, flags & libc::O_TRUNC != 0)
+    }
+
+    async fn make(&self, _: &UfsPath, _: &NewNode, _: u32, _: Caller) -> Result<Arc<Attr>> {
+        not_here()
+    }
+
+    async fn link(&self, _: &UfsPath, _: &UfsPath) -> Result<Arc<Attr>> {
+        not_here()
+    }
+
+    async fn remove_file(&self, path: &UfsPath) -> Result<()> {
+        self.node(path)?;
+        self.nodes.lock().unwrap().remove(path);
+        Ok(())
+    }
+
+    async fn remove_directory(&self, _: &UfsPath) -> Result<()> {
+        not_here()
+    }
+
+    async fn rename(&self, from: &UfsPath, to: &UfsPath, _: RenameMode) -> Result<()> {
+        let mut nodes = self.nodes.lock().unwrap();
+        let node = nodes.remove(from).ok_or_else(|| Error::new(ErrorKind::NotFound, "not there"))?;
+        nodes.insert(to.clone(), node);
+        Ok(())
+    }
+
+    async fn set_attr(&self, path: &UfsPath, _: SetAttr) -> Result<Arc<Attr>> {
+        self.node(path).map(|node| node.attr)
+    }
+
+    async fn xattr(&self, _: &UfsPath, _: &[u8]) -> Result<Bytes> {
+        not_here()
+    }
+
+    async fn xattrs(&self, _: &UfsPath) -> Result<Vec<Vec<u8>>> {
+        not_here()
+    }
+
+    async fn set_xattr(&self, _: &UfsPath, _: &[u8], _: &[u8], _: SetXattr) -> Result<()> {
+        not_here()
+    }
+
+    async fn remove_xattr(&self, _: &UfsPath, _: &[u8]) -> Result<()> {
+        not_here()
+    }
+
+    async fn sync(&self, _: &UfsPath) -> Result<()> {
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! From what the kernel says of a file to [`Attr`].
 
-use common::{Attr, FileKind, Timestamp, Version};
+use common::{Attr, FileKind, Timestamp, Version, attr::LocalId};
 use nix::sys::stat::FileStat;
 use std::io::Write;
 
@@ -22,6 +22,7 @@ pub fn attr(stat: &FileStat) -> Attr {
         rdev: if device { stat.st_rdev } else { 0 },
         blocks: stat.st_blocks.unsigned_abs(),
         version: version(stat),
+        local: Some(LocalId { dev: stat.st_dev, ino: stat.st_ino }),
     }
 }
 

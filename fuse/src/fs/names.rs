@@ -1,0 +1,132 @@
+//! Names: made, linked, moved and removed.
+//!
+//! Each change is made first and noted in the inode table then, while the directory is locked by the kernel, so nobody
+//! asks for the name in between. Only the path of the directory itself may change meanwhile, see [`Fs::tree`](super::Fs).
+
+use super::{Entry, Fs, inode::Inode};
+use common::{
+    FileKind, Result,
+    change::{Caller, NewNode, RenameMode},
+};
+use std::sync::Arc;
+
+impl Fs {
+    /// Makes a directory, special file, symbolic link or empty file.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; whatever the storage says.
+    pub async fn make(&self, parent: u64, name: &[u8], node: &NewNode, mode: u32, caller: Caller) -> Result<Entry> {
+        let changes = self.changes()?;
+        let parent = self.inode(parent)?;
+        let _still = self.tree.read().await;
+        let path = self.child(&parent, name)?;
+        let attr = self.bounded(&parent, changes.make(&path, node, mode, caller)).await?;
+        Ok(self.made(&parent, name, attr))
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    /// `Unsupported` where there are no hard links; whatever the storage says.
+    pub async fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Entry> {
+        let changes = self.changes()?;
+        let (inode, parent) = (self.inode(id)?, self.inode(parent)?);
+        loop {
+            let existing = self.place(&inode)?;
+            let linked = {
+                let _still = self.tree.read().await;
+                let path = self.child(&parent, name)?;
+                match self.bounded(&parent, changes.link(&existing, &path)).await {
+                    Ok(attr) => {
+                        let linked = (attr.kind, attr.local);
+                        let inode = self.inodes.remember(&parent, name, linked, Some(&inode), 1);
+                        return Ok(self.changed(&inode, &attr));
+                    }
+                    Err(error) => error,
+                }
+            };
+            if !self.has_moved(&inode, &existing, &linked).await {
+                return Err(linked);
+            }
+        }
+    }
+
+    /// Removes a name that is no directory.
+    ///
+    /// # Errors
+    /// Whatever the storage says.
+    pub async fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let changes = self.changes()?;
+        let parent = self.inode(parent)?;
+        let _still = self.tree.read().await;
+        let path = self.child(&parent, name)?;
+        self.bounded(&parent, changes.remove_file(&path)).await?;
+        self.removed(&parent, name);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotEmpty`; whatever the storage says.
+    pub async fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let changes = self.changes()?;
+        let parent = self.inode(parent)?;
+        let _still = self.tree.read().await;
+        let path = self.child(&parent, name)?;
+        self.bounded(&parent, changes.remove_directory(&path)).await?;
+        self.removed(&parent, name);
+        Ok(())
+    }
+
+    fn removed(&self, parent: &Arc<Inode>, name: &[u8]) {
+        if let Some(inode) = self.inodes.remove(parent, name) {
+            self.unsettled(&inode);
+        }
+    }
+
+    /// Renames.
+    ///
+    /// # Errors
+    /// Whatever the storage says; `TimedOut` when other changes under way keep a directory from being moved.
+    pub async fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8]), how: RenameMode) -> Result<()> {
+        let changes = self.changes()?;
+        let (old_parent, new_parent) = (self.inode(from.0)?, self.inode(to.0)?);
+        let (old, new) = (from.1, to.1);
+        let moved = [
+            self.inodes.find(old_parent.id, old),
+            self.inodes.find(new_parent.id, new).filter(|_| how == RenameMode::Exchange),
+        ];
+        let tree = moved.iter().flatten().any(|inode| inode.kind == FileKind::Directory && inode.local.is_some());
+        let (mut _still, mut _alone) = (None, None);
+        if tree {
+            _alone = Some(self.bounded(&old_parent, async { Ok(self.tree.write().await) }).await?);
+        } else {
+            _still = Some(self.tree.read().await);
+        }
+        let (old_path, new_path) = (self.child(&old_parent, old)?, self.child(&new_parent, new)?);
+        self.bounded(&old_parent, changes.rename(&old_path, &new_path, how)).await?;
+        let exchange = how == RenameMode::Exchange;
+        let beaten = self.inodes.rename((&old_parent, old), (&new_parent, new), exchange);
+        for inode in moved.iter().flatten().chain(&beaten) {
+            self.unsettled(inode);
+        }
+        Ok(())
+    }
+
+    /// Makes the entries of a directory durable.
+    ///
+    /// # Errors
+    /// Whatever the storage says.
+    pub async fn sync_directory(&self, id: u64) -> Result<()> {
+        let Ok(changes) = self.changes() else { return Ok(()) };
+        let inode = self.inode(id)?;
+        loop {
+            let path = self.place(&inode)?;
+            match self.bounded(&inode, changes.sync(&path)).await {
+                Err(error) if self.has_moved(&inode, &path, &error).await => {}
+                done => return done,
+            }
+        }
+    }
+}
