@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use client::{
-    cluster::{ClusterOptions, Link},
+    cluster::{Link, LinkOptions, ring_of},
     etcd::{Etcd, EtcdOptions},
     membership::{Membership, MembershipView, WorkerEntry, unknown_cluster},
     mount_table::MountTableStore,
@@ -75,19 +75,15 @@ impl Owners {
     /// As etcd and the configuration say now. No worker is asked.
     ///
     /// # Errors
-    /// No worker is live; the ring follows capacities, which only workers know.
+    /// No worker is live.
     pub async fn of(cluster: &Cluster, conf: &Conf) -> Result<Self> {
-        anyhow::ensure!(
-            conf.get(&keys::RING_PROVIDER) == keys::RingProvider::Default,
-            "the ring follows capacities (alluxio.user.worker.selection.policy.consistent.hash.provider.impl), which only the workers know"
-        );
         let view = cluster.membership.view().await?;
         let workers = view.identities(conf.get(&keys::DYNAMIC_RING_ENABLED));
         if workers.is_empty() {
             return Err(cluster.nobody(&view).await.into());
         }
         let nodes = u32::try_from(conf.get(&keys::RING_VIRTUAL_NODES)).unwrap_or(u32::MAX);
-        Ok(Self { ring: Ring::uniform(&workers, nodes), view })
+        Ok(Self { ring: ring_of(&view, &workers, conf.get(&keys::RING_PROVIDER), nodes), view })
     }
 
     /// Up to `count` workers for a full UFS path, in the order in which they are asked.
@@ -99,7 +95,7 @@ impl Owners {
 
 /// A link to a worker.
 pub fn link(entry: &WorkerEntry, conf: &Conf) -> Result<Arc<Link>> {
-    Ok(Link::new(entry.clone(), ClusterOptions::from_conf(conf).link)?)
+    Ok(Link::new(entry.clone(), LinkOptions::from_conf(conf)?)?)
 }
 
 /// Asks one worker; what goes wrong names it.

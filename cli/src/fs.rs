@@ -1,6 +1,6 @@
 //! `alluxio fs`: files and directories. A path or a URI of an under storage is used directly: no cluster, mount or cache
 //! takes part. `alluxio:///…` is the namespace of the cluster, read through its workers; `location` and `check-cached`
-//! say who in the cluster owns a path and has it.
+//! say who in the cluster owns a path and has it, `refresh` has the cluster look at it again.
 
 mod cached;
 pub mod content;
@@ -9,6 +9,7 @@ pub mod format;
 mod list;
 mod location;
 pub mod place;
+mod refresh;
 mod status;
 pub mod walk;
 
@@ -37,7 +38,8 @@ Examples:
   alluxio fs cp -R s3://bucket/dir /local/dir
   alluxio fs cp alluxio:///s3/dir/file .
   alluxio fs location --replicas 3 /s3/dir/file
-  alluxio fs check-cached /s3/dir";
+  alluxio fs check-cached /s3/dir
+  alluxio fs refresh -R /s3/dir";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -59,6 +61,8 @@ enum Command {
     Cp(copy::Args),
     /// Print the workers that own a path, in the order in which they are asked
     Location(location::Args),
+    /// Have the cluster look again at what something else changed
+    Refresh(refresh::Args),
     /// Print how much of files their workers have cached
     CheckCached(cached::Args),
 }
@@ -88,6 +92,7 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
             Command::Cp(args) => copy::copy(args, conf, out).await,
             Command::CheckCached(args) => cached::check(args, conf, out).await,
             Command::Location(args) => location::location(args, conf, out).await,
+            Command::Refresh(args) => refresh::refresh(args, conf, out).await,
         }
     })
 }

@@ -141,12 +141,42 @@ fn flatten<T>(
                 etcd_client::Error::GRpcStatus(status) if is_refusal(status.message()) => ErrorKind::PermissionDenied,
                 _ => ErrorKind::Unavailable,
             };
-            Err(Error::with_source(kind, format!("etcd at {shown}: cannot {what}: {error}"), error))
+            // Without the source: whoever prints a chain of causes would say the same thing once for each layer.
+            Err(match unreachable(&error) {
+                Some(cause) => Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "etcd at {shown} cannot be reached: {cause}; check alluxio.etcd.endpoints and that etcd runs"
+                    ),
+                ),
+                None => Error::new(kind, format!("etcd at {shown}: cannot {what}: {}", said(&error))),
+            })
         }
         Err(_) => Err(Error::new(
             ErrorKind::Unavailable,
             format!("etcd at {shown} does not answer; check alluxio.etcd.endpoints and that etcd runs"),
         )),
+    }
+}
+
+/// Why there is no connection, in the words of the innermost cause, when that is what failed.
+fn unreachable(error: &etcd_client::Error) -> Option<String> {
+    let mut cause: &(dyn std::error::Error + 'static) = match error {
+        etcd_client::Error::TransportError(error) => error,
+        etcd_client::Error::GRpcStatus(status) => std::error::Error::source(status)?,
+        _ => return None,
+    };
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause.to_string())
+}
+
+/// What etcd, or its client, says in one line.
+fn said(error: &etcd_client::Error) -> String {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
     }
 }
 

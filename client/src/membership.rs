@@ -2,7 +2,7 @@
 //!
 //! Two keys for each worker (reference: alluxio-interfaces.md, "Membership in etcd"): a leased one that says that it
 //! lives, and a permanent one that says that it belongs to the cluster. Other clients parse every value below the first
-//! prefix, so nothing else is ever written there.
+//! prefix, so nothing else is ever written there: what else is known of a worker, its capacity, has a prefix of its own.
 //!
 //! Invariants: a view is replaced as a whole, never half; when etcd is away the last view stays; two workers with one
 //! identity are never live at once.
@@ -55,6 +55,7 @@ pub struct Membership {
     etcd: Etcd,
     live: String,
     registered: String,
+    capacities: String,
 }
 
 impl Membership {
@@ -73,15 +74,16 @@ impl Membership {
             etcd,
             live: format!("/ServiceDiscovery/{cluster}/"),
             registered: format!("{REGISTERED}{cluster}/AUTHORIZED/"),
+            capacities: format!("/WorkerCapacity/{cluster}/"),
         })
     }
 
     /// Asks etcd for the workers of now.
     pub async fn view(&self) -> Result<MembershipView> {
         let prefix = || Some(GetOptions::new().with_prefix());
-        let both = Txn::new()
-            .and_then([TxnOp::get(self.registered.as_str(), prefix()), TxnOp::get(self.live.as_str(), prefix())]);
-        let answer = self.etcd.call("read the workers", async |client| client.txn(both).await).await?;
+        let all = [&self.registered, &self.live, &self.capacities];
+        let all = Txn::new().and_then(all.map(|key| TxnOp::get(key.as_str(), prefix())));
+        let answer = self.etcd.call("read the workers", async |client| client.txn(all).await).await?;
         view::of_answer(&answer)
     }
 
@@ -101,12 +103,13 @@ impl Membership {
     /// `NotFound` when it is not registered, `Busy` while it is live.
     pub async fn remove(&self, identity: WorkerIdentity) -> Result<()> {
         let (live, registered) = (self.live_key(&identity), self.registered_key(&identity));
+        let capacity = self.capacity_key(&identity);
         let remove = Txn::new()
             .when([
                 Compare::version(live.as_str(), CompareOp::Equal, 0),
                 Compare::version(registered.as_str(), CompareOp::Greater, 0),
             ])
-            .and_then([TxnOp::delete(registered.as_str(), None)])
+            .and_then([TxnOp::delete(registered.as_str(), None), TxnOp::delete(capacity.as_str(), None)])
             .or_else([TxnOp::get(live.as_str(), Some(GetOptions::new().with_count_only()))]);
         let answer = self.etcd.call("remove the worker", async |client| client.txn(remove).await).await?;
         if answer.succeeded() {
@@ -132,5 +135,9 @@ impl Membership {
 
     fn registered_key(&self, identity: &WorkerIdentity) -> String {
         format!("{}{identity}", self.registered)
+    }
+
+    fn capacity_key(&self, identity: &WorkerIdentity) -> String {
+        format!("{}{identity}", self.capacities)
     }
 }

@@ -5,10 +5,15 @@
 //! of it and either happens whole or not at all.
 
 use crate::etcd::Etcd;
-use common::{Error, ErrorKind, Result, UfsPath, UfsUri, conf::HIDDEN, redact};
+use common::{
+    Error, ErrorKind, Result, UfsPath, UfsUri,
+    conf::{Conf, HIDDEN, Source, keys},
+    redact,
+};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
+use ufs::{Secret, UfsOptions};
 
 /// One mount: its under storage, and options that go before the global ones.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +146,29 @@ pub struct Located {
     pub path: UfsPath,
 }
 
+/// The options of a mount's storage, for whoever opens it: the mount's own over those of the configuration. A name that is
+/// no key of the configuration and has no dot is a setting of the service behind OpenDAL.
+///
+/// # Errors
+/// `InvalidArgument`, naming the mount and the option.
+pub fn storage_options(conf: &Conf, uri: &UfsUri, entry: &MountEntry) -> Result<UfsOptions> {
+    let mut builder = conf.to_builder();
+    let mut service = Vec::new();
+    for (name, value) in &entry.properties {
+        if keys::find(name).is_some() || name.contains('.') {
+            builder = builder.set(name, value, Source::CommandLine(format!("mount option {name}")));
+        } else {
+            service.push((name.clone(), Secret::new(value.as_str())));
+        }
+    }
+    let conf = builder.load().map_err(|error| {
+        Error::new(ErrorKind::InvalidArgument, format!("options of the mount of {}: {error}", redact::uri(&entry.ufs)))
+    })?;
+    let mut options = UfsOptions::from_conf(&conf, uri);
+    options.service.extend(service);
+    Ok(options)
+}
+
 fn mount_point(path: &str) -> Result<String> {
     let wrong = |why: &str| {
         Err(Error::new(
@@ -268,6 +296,19 @@ mod tests {
         assert_eq!(table.resolve("s3://c/z").unwrap(), "s3://c/z");
         assert!(table.resolve("/none/x").is_err());
         assert!(table.resolve("/").is_err());
+    }
+
+    #[test]
+    fn options_without_a_dot_are_settings_of_the_service() {
+        let mut entry = entry("webhdfs://h:9870/x");
+        entry.properties.insert("user_name".into(), "me".into());
+        entry.properties.insert("alluxio.user.ufs.retries".into(), "7".into());
+        let conf = Conf::builder().environment(common::conf::Environment::of([], 0)).load().unwrap();
+        let options = storage_options(&conf, &UfsUri::parse(&entry.ufs).unwrap(), &entry).unwrap();
+        assert_eq!((options.service["user_name"].reveal(), options.retries), ("me", 7));
+        entry.properties.insert("alluxio.user.ufs.retries".into(), "many".into());
+        let message = storage_options(&conf, &UfsUri::parse(&entry.ufs).unwrap(), &entry).unwrap_err().to_string();
+        assert!(message.contains("webhdfs://h:9870/x") && message.contains("alluxio.user.ufs.retries"), "{message}");
     }
 
     #[test]

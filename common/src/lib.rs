@@ -17,6 +17,7 @@ pub mod page;
 pub mod path;
 pub mod redact;
 pub mod rpc;
+pub mod tls;
 pub mod wire;
 pub mod worker;
 

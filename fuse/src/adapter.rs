@@ -16,6 +16,7 @@
 mod convert;
 mod in_turn;
 mod init;
+pub mod notify;
 mod run;
 mod sink;
 mod turn;

@@ -15,6 +15,7 @@
 //!   made again when its path has changed meanwhile.
 
 mod attributes;
+pub mod changed;
 mod changing;
 mod content;
 pub mod directory;
@@ -30,6 +31,7 @@ pub use content::Read;
 pub use open::{Opened, PASSTHROUGH_HANDLE};
 
 use crate::passthrough::{Passthrough, Switch};
+use changed::Notices;
 use client::Client;
 use common::{Attr, Error, ErrorKind, Result, StatFs, conf::keys::fuse::KernelCache, metrics::metrics, worker::Worker};
 use directory::DirectoryHandle;
@@ -118,6 +120,7 @@ pub struct Fs {
     directories: Handles<DirectoryHandle>,
     limit: Limit,
     passthrough: Passthrough,
+    notices: Arc<Notices>,
     /// Taken for reading by whatever changes something by its path, for writing while a local directory is renamed.
     tree: tokio::sync::RwLock<()>,
 }
@@ -133,6 +136,7 @@ impl Fs {
             directories: Handles::new(),
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
+            notices: Arc::default(),
             tree: tokio::sync::RwLock::new(()),
             options,
         })

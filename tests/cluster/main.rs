@@ -1,9 +1,12 @@
 //! Clusters of real processes: etcd, workers, mounts, with an S3 server behind them.
 
 mod bad_input;
+mod changes;
 mod commands;
 mod failures;
 mod outages;
 mod placement;
 mod processes;
 mod reading;
+mod restarts;
+mod tls;

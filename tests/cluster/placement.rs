@@ -5,7 +5,7 @@ use crate::{
     reading::{check, source},
 };
 use client::{
-    cluster::{ClusterOptions, Link},
+    cluster::{Link, LinkOptions},
     membership::WorkerEntry,
     ring::{Ring, WorkerIdentity},
 };
@@ -24,7 +24,7 @@ type Links = BTreeMap<WorkerIdentity, Arc<Link>>;
 
 fn link(entry: WorkerEntry) -> Arc<Link> {
     let conf = Conf::builder().environment(Environment::of([], 0)).load().unwrap();
-    Link::new(entry, ClusterOptions::from_conf(&conf).link).unwrap()
+    Link::new(entry, LinkOptions::from_conf(&conf).unwrap()).unwrap()
 }
 
 /// Bytes of a file that each worker has.

@@ -29,17 +29,23 @@ pub struct Cluster {
     pub etcd: EtcdServer,
     pub workers: Vec<Worker>,
     home: TempDir,
+    options: Vec<String>,
 }
 
 impl Cluster {
     /// An etcd and `count` workers; `None`, with a note, where that cannot be.
     pub fn start(count: usize) -> Option<Self> {
+        Self::start_with(count, Vec::new())
+    }
+
+    /// The same with these options for workers and the command line.
+    pub fn start_with(count: usize, options: Vec<String>) -> Option<Self> {
         if !machine::mounts_work() {
             return None;
         }
         let etcd = EtcdServer::start()?;
         let home = tempfile::tempdir().unwrap();
-        let mut cluster = Self { etcd, workers: Vec::new(), home };
+        let mut cluster = Self { etcd, workers: Vec::new(), home, options };
         for _ in 0..count {
             cluster.add_worker();
         }
@@ -50,7 +56,12 @@ impl Cluster {
     /// Starts a further worker.
     pub fn add_worker(&mut self) -> usize {
         let number = self.workers.len();
-        let worker = Worker::start(&self.home.path().join(format!("worker{number}")), &self.etcd.endpoint(), None);
+        let worker = Worker::start(
+            &self.home.path().join(format!("worker{number}")),
+            &self.etcd.endpoint(),
+            &self.options,
+            None,
+        );
         self.workers.push(worker);
         number
     }
@@ -58,7 +69,8 @@ impl Cluster {
     /// Starts a further worker in a network of its own, from which etcd is reached at `etcd`.
     pub fn add_worker_in(&mut self, network: &Network, etcd: &str) -> usize {
         let number = self.workers.len();
-        let worker = Worker::start(&self.home.path().join(format!("worker{number}")), etcd, Some(network));
+        let worker =
+            Worker::start(&self.home.path().join(format!("worker{number}")), etcd, &self.options, Some(network));
         self.workers.push(worker);
         number
     }
@@ -89,6 +101,7 @@ impl Cluster {
     /// Runs `alluxio` with this cluster's configuration.
     pub fn alluxio<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Output {
         let mut command = alluxio(&self.home.path().join("cli"), &self.etcd.endpoint());
+        command.args(self.options.iter().flat_map(|option| ["-D", option]));
         command.args(words).stdin(Stdio::null());
         command.output().unwrap()
     }
@@ -126,14 +139,15 @@ pub struct Worker {
     child: Child,
     home: PathBuf,
     etcd: String,
+    options: Vec<String>,
     network: Option<(String, Ipv4Addr)>,
 }
 
 impl Worker {
-    fn start(home: &Path, etcd: &str, network: Option<&Network>) -> Self {
+    fn start(home: &Path, etcd: &str, options: &[String], network: Option<&Network>) -> Self {
         let network = network.map(|network| (network.name.clone(), network.inside()));
-        let child = spawn(home, etcd, network.as_ref());
-        Self { child, home: home.to_owned(), etcd: etcd.to_owned(), network }
+        let child = spawn(home, etcd, options, network.as_ref());
+        Self { child, home: home.to_owned(), etcd: etcd.to_owned(), options: options.to_vec(), network }
     }
 
     /// Ends it in good order, if it runs, and starts it again with the same identity and cache.
@@ -141,7 +155,12 @@ impl Worker {
         self.signal(Signal::SIGTERM);
         daemon::end(&mut self.child, Duration::from_secs(30));
         self.kill();
-        self.child = spawn(&self.home, &self.etcd, self.network.as_ref());
+        self.child = spawn(&self.home, &self.etcd, &self.options, self.network.as_ref());
+    }
+
+    /// Where it lives.
+    pub fn home(&self) -> &Path {
+        &self.home
     }
 
     /// Ends it at once.
@@ -177,7 +196,7 @@ impl Drop for Worker {
     }
 }
 
-fn spawn(home: &Path, etcd: &str, network: Option<&(String, Ipv4Addr)>) -> Child {
+fn spawn(home: &Path, etcd: &str, options: &[String], network: Option<&(String, Ipv4Addr)>) -> Child {
     std::fs::create_dir_all(home.join("domain")).unwrap();
     let mut command = alluxio(home, etcd);
     let mut address = Ipv4Addr::LOCALHOST;
@@ -197,14 +216,13 @@ fn spawn(home: &Path, etcd: &str, network: Option<&(String, Ipv4Addr)>) -> Child
         "alluxio.worker.rpc.port=0".into(),
         "alluxio.worker.data.port=0".into(),
         "alluxio.worker.web.port=0".into(),
-        // Ports are chosen anew at each start, so the address of an identity changes.
-        "alluxio.k8s.env.deployment=true".into(),
         "alluxio.worker.failure.detection.timeout=3s".into(),
         format!("alluxio.worker.data.server.domain.socket.address={}", home.join("domain").display()),
         "alluxio.worker.data.server.domain.socket.as.uuid=true".into(),
     ] {
         command.arg("-D").arg(option);
     }
+    command.args(options.iter().flat_map(|option| ["-D", option]));
     let log = File::options().create(true).append(true).open(home.join("log")).unwrap();
     command.args(["process", "start", "worker"]);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

@@ -20,4 +20,4 @@ pub use environment::Environment;
 pub use object::writes::{Body, Condition, Found, KeyPage, Limits, Metadata, ObjectWrites, Part, Stored};
 pub use open::open;
 pub use options::{S3Options, Secret, UfsOptions};
-pub use storage::{Head, ReadSink, UnderStorage};
+pub use storage::{ChangeListener, Changed, Head, ReadSink, UnderStorage};

@@ -15,6 +15,7 @@ use common::{
     change::Changes,
     worker::{FileLease, Listing, LocalFile},
 };
+use std::sync::Arc;
 
 /// Takes the bytes of a read in order, as they arrive.
 pub trait ReadSink: Send {
@@ -37,6 +38,18 @@ pub struct Head {
     /// The first bytes; empty when the storage has no such combined request, or it is no file.
     pub bytes: Bytes,
 }
+
+/// Paths whose files somebody else changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The paths.
+    pub paths: Vec<UfsPath>,
+    /// Whether everything below them may have changed too: a directory was renamed, say.
+    pub below: bool,
+}
+
+/// Is told of changes. It must not wait.
+pub type ChangeListener = Box<dyn Fn(&Changed) + Send + Sync>;
 
 /// An under storage, rooted at its URI.
 #[async_trait]
@@ -84,6 +97,11 @@ pub trait UnderStorage: Send + Sync + 'static {
     /// [`common::change`].
     fn changes(&self) -> Option<&dyn Changes> {
         None
+    }
+
+    /// Has `tell` called when somebody else has changed files here, for a storage that hears of that.
+    fn on_change(self: Arc<Self>, tell: ChangeListener) {
+        drop(tell);
     }
 
     /// How objects are changed here, for an object store that takes changes. `None`: it is read-only, or has

@@ -2,13 +2,15 @@
 //!
 //! - [`options`]: what is configured; [`identity`]: who the worker is, across restarts;
 //! - [`namespace`]: the storages, following the mount table in etcd, over one page store and one memory budget;
-//! - [`data`]: the binary protocol on TCP and on the domain socket; `rpc`: metadata and control; `web`: `/metrics`.
+//! - [`data`]: the binary protocol on TCP and on the domain socket; `rpc`: metadata and control; `web`: `/metrics`;
+//! - [`changes`]: tells clients and other workers of what changed.
 //!
 //! Invariants:
 //! - it registers only once everything is served, and ends its registration before it stops serving;
 //! - whatever goes wrong at the start is one line, and nothing of it stays behind;
 //! - etcd is needed to start, not to go on.
 
+pub mod changes;
 pub mod data;
 pub mod identity;
 pub mod namespace;
@@ -19,18 +21,20 @@ mod web;
 pub use options::{Cluster, Limits, ServerOptions};
 
 use client::{
+    cluster::{ClusterOptions, View},
     etcd::{Etcd, EtcdOptions},
     membership::{Membership, Registration, RegistrationOptions, WorkerEntry, WorkerNetAddress},
     mount_table::MountTableStore,
 };
 use common::{
     Error, ErrorKind, Result, budget::MemoryBudget, metrics::metrics, page::PagePool,
-    rpc::worker::worker_server::WorkerServer,
+    rpc::worker::worker_server::WorkerServer, tls::ServerTls,
 };
 use data::{DataServer, DomainSocket};
+use identity::Claim;
 use namespace::Namespace;
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -48,6 +52,8 @@ pub struct Server {
     namespace: Arc<Namespace>,
     data: Arc<DataServer>,
     registration: Option<Registration>,
+    /// The identity is this process's own for as long as it is held.
+    claim: Claim,
     end: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -58,6 +64,7 @@ struct Ports {
     data: TcpListener,
     web: TcpListener,
     domain: Option<DomainSocket>,
+    tls: Option<ServerTls>,
 }
 
 impl Server {
@@ -67,7 +74,9 @@ impl Server {
     /// One line: the identity file, a port, the page store, etcd or the registration.
     pub async fn start(options: ServerOptions) -> Result<Self> {
         let identity = identity::load_or_create(&options.identity_file)?;
-        let ports = bind(&options, &identity.to_string()).await?;
+        let claim = Claim::take(&options.identity_file, &identity)?;
+        let tls = options.tls.as_ref().map(ServerTls::load).transpose()?;
+        let ports = bind(&options, &identity.to_string(), tls).await?;
         let store = open_store(options.store.clone()).await?;
         let (membership, table) = match &options.cluster {
             Cluster::Etcd { options: etcd, name, wait } => {
@@ -78,15 +87,23 @@ impl Server {
         };
         let budget = MemoryBudget::new(options.memory);
         metrics().budget_limit_bytes.set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
-        let namespace = Namespace::new(store, PagePool::new(budget), options.conf.clone(), Handle::current(), table);
+        let (pool, conf) = (PagePool::new(budget), options.conf.clone());
+        let namespace = Namespace::new(store, pool, conf, Handle::current(), table.clone());
         match &options.cluster {
             Cluster::Etcd { .. } => namespace.refresh_after(Duration::ZERO).await?,
             Cluster::Alone(table) => namespace.apply(table),
         }
         let entry = WorkerEntry { identity, address: address(&options, &ports)? };
-        let mut server = Self::serve(ports, entry, namespace, &options)?;
+        if let (Some(membership), Some(table)) = (&membership, table) {
+            let mut how = ClusterOptions::from_conf(&options.conf)?;
+            how.link.name = identity.to_string();
+            how.link.short_circuit = false;
+            let view = View::follow(membership, table, how).await?;
+            namespace.changes().relay_to(view, identity);
+        }
+        let mut server = Self::serve(ports, entry, namespace, claim, &options)?;
         if let Some(membership) = membership {
-            match register(&membership, &server.entry, &options).await {
+            match server.register(&membership, &options).await {
                 Ok(registration) => server.registration = Some(registration),
                 Err(error) => {
                     server.stop().await;
@@ -97,17 +114,34 @@ impl Server {
         Ok(server)
     }
 
-    fn serve(ports: Ports, entry: WorkerEntry, namespace: Arc<Namespace>, options: &ServerOptions) -> Result<Self> {
+    fn serve(
+        ports: Ports,
+        entry: WorkerEntry,
+        namespace: Arc<Namespace>,
+        claim: Claim,
+        options: &ServerOptions,
+    ) -> Result<Self> {
         let end = CancellationToken::new();
         let identifier = entry.identity.identifier;
         let data = DataServer::new(namespace.clone(), identifier, options.limits.clone());
-        data.listen_tcp(ports.data);
+        data.listen_tcp(ports.data, ports.tls.clone());
         if let Some(domain) = ports.domain {
             data.listen_domain(domain, options.domain_uids.clone())?;
         }
         let service = WorkerServer::new(rpc::Rpc::new(namespace.clone(), identifier, end.clone()));
         let incoming = tonic::transport::server::TcpIncoming::from(ports.rpc).with_nodelay(Some(true));
-        let rpc = tonic::transport::Server::builder()
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(tls) = &ports.tls {
+            builder = builder
+                .tls_config(tls.rpc())
+                .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("TLS for metadata: {error}")))?;
+        } else {
+            tracing::info!(
+                "whoever reaches {} can read what this worker serves; see alluxio.network.tls.enabled and alluxio.worker.bind.host",
+                entry.shown()
+            );
+        }
+        let rpc = builder
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .concurrency_limit_per_connection(256)
@@ -127,7 +161,38 @@ impl Server {
                 () = over.cancelled() => {}
             }
         });
-        Ok(Self { entry, namespace, data, registration: None, end, tasks: vec![rpc, web, follow] })
+        Ok(Self { entry, namespace, data, registration: None, claim, end, tasks: vec![rpc, web, follow] })
+    }
+
+    async fn register(&mut self, membership: &Membership, options: &ServerOptions) -> Result<Registration> {
+        let how = RegistrationOptions {
+            failure_timeout: options.failure_timeout,
+            may_move: options.may_move,
+            // Whoever served there with this very file is dead, since this process holds its lock.
+            former: self.claim.former().to_vec(),
+            capacity: self.namespace.store().stats().capacity,
+        };
+        // Noted first: a process that dies right after it registered must be known to its successor.
+        self.claim.note_also(&self.entry.address)?;
+        let start = Instant::now();
+        loop {
+            match membership.register(self.entry.clone(), how.clone()).await {
+                // A pod that was killed and came back elsewhere is in its own way until its old lease has run out.
+                Err(error)
+                    if error.kind() == ErrorKind::AlreadyExists
+                        && options.may_move
+                        && start.elapsed() < options.failure_timeout * 2 =>
+                {
+                    tracing::warn!(%error, "tried again until the old lease has run out");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Ok(registration) => {
+                    self.claim.note_only(&self.entry.address)?;
+                    return Ok(registration);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Who it is and where it is reached, with the ports that it really has.
@@ -185,18 +250,22 @@ impl std::fmt::Debug for Server {
 }
 
 /// Takes the ports, and says which one cannot be had.
-async fn bind(options: &ServerOptions, identity: &str) -> Result<Ports> {
-    async fn tcp(key: &str, port: u16) -> Result<TcpListener> {
-        let wanted = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        TcpListener::bind(wanted).await.map_err(|error| {
-            let fix = if error.kind() == std::io::ErrorKind::AddrInUse {
-                "stop who has it, or choose another port"
-            } else {
-                "choose another port"
-            };
-            Error::io(format_args!("{key}={port}: the port cannot be had ({fix})"), error)
+async fn bind(options: &ServerOptions, identity: &str, tls: Option<ServerTls>) -> Result<Ports> {
+    let tcp = async |key: &str, port: u16| {
+        TcpListener::bind((options.bind.as_str(), port)).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => Error::io(
+                format_args!("{key}={port}: the port cannot be had (stop who has it, or choose another port)"),
+                error,
+            ),
+            std::io::ErrorKind::PermissionDenied => {
+                Error::io(format_args!("{key}={port}: the port cannot be had (choose another port)"), error)
+            }
+            _ => Error::io(
+                format_args!("alluxio.worker.bind.host={}: no address of this host (0.0.0.0 for all)", options.bind),
+                error,
+            ),
         })
-    }
+    };
     let domain = options.domain.as_ref().map(|address| -> PathBuf {
         if options.domain_as_uuid { address.join(identity.trim_start_matches("worker-")) } else { address.clone() }
     });
@@ -205,6 +274,7 @@ async fn bind(options: &ServerOptions, identity: &str) -> Result<Ports> {
         data: tcp("alluxio.worker.data.port", options.data_port).await?,
         web: tcp("alluxio.worker.web.port", options.web_port).await?,
         domain: domain.map(|path| DomainSocket::bind(&path)).transpose()?,
+        tls,
     })
 }
 
@@ -248,34 +318,20 @@ async fn reach(options: &EtcdOptions, wait: Duration) -> Result<Etcd> {
     }
 }
 
-async fn register(membership: &Membership, entry: &WorkerEntry, options: &ServerOptions) -> Result<Registration> {
-    let how = RegistrationOptions { failure_timeout: options.failure_timeout, may_move: options.may_move };
-    let start = Instant::now();
-    loop {
-        match membership.register(entry.clone(), how.clone()).await {
-            // A pod that was killed and came back elsewhere is in its own way until its old lease has run out.
-            Err(error)
-                if error.kind() == ErrorKind::AlreadyExists
-                    && options.may_move
-                    && start.elapsed() < options.failure_timeout * 2 =>
-            {
-                tracing::warn!(%error, "tried again until the old lease has run out");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
 fn address(options: &ServerOptions, ports: &Ports) -> Result<WorkerNetAddress> {
     let port = |listener: &TcpListener| {
         listener.local_addr().map(|address| address.port()).map_err(|error| Error::io("a port of the worker", error))
     };
-    let data_port = port(&ports.data)?;
+    let (rpc_port, data_port) = (port(&ports.rpc)?, port(&ports.data)?);
+    // A worker that listens at one address only is reached there.
+    let bound = ports.rpc.local_addr().map(|address| address.ip()).ok().filter(|ip| !ip.is_unspecified());
+    let own = || bound.as_ref().map_or_else(|| own_address(&options.cluster), IpAddr::to_string);
     let domain = ports.domain.as_ref().map(|domain| domain.path().to_string_lossy().into_owned());
     Ok(WorkerNetAddress {
-        host: options.hostname.clone().unwrap_or_else(|| own_address(&options.cluster)),
-        rpc_port: port(&ports.rpc)?,
+        host: options.hostname.clone().unwrap_or_else(own),
+        rpc_port,
+        // With TLS there is no other way in.
+        secure_rpc_port: if ports.tls.is_some() { rpc_port } else { 0 },
         data_port,
         netty_data_port: data_port,
         web_port: port(&ports.web)?,

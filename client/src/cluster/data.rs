@@ -3,11 +3,14 @@
 //! Invariants:
 //! - a payload is handed on only after its checksum was verified;
 //! - memory is bounded: bytes asked for and not yet consumed never exceed a limit for each connection;
+//! - requests under way never exceed what the worker allows ([`Message::Welcome`]), those that were given up here and that
+//!   the worker still answers included; pings are not counted, so that they always get through;
 //! - a worker that stands still is noticed: when nothing arrives for [`SILENCE`] it is pinged, and when even that brings
 //!   nothing the connection is given up. A worker that waits for a slow storage answers pings and is waited for.
 
 use common::{
     Attr, Error, ErrorKind, Result, UfsPath,
+    tls::ClientTls,
     wire::{self, DATA_PREFIX, FrameReader, Kind, Message, Socket},
 };
 use lru::LruCache;
@@ -24,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
 };
 use ufs::ReadSink;
@@ -35,6 +38,8 @@ pub const SILENCE: Duration = Duration::from_secs(1);
 const WINDOW: usize = 64 << 20;
 /// Bytes asked for by one request.
 const REQUEST: u64 = 8 << 20;
+/// Requests under way on one connection, whatever more a worker would allow.
+const MOST_IN_FLIGHT: usize = 4096;
 /// Handles kept open for reuse, for each connection.
 const HANDLES: usize = 1024;
 
@@ -47,6 +52,19 @@ pub struct FileKey {
     pub path: UfsPath,
     /// The version.
     pub version: common::Version,
+}
+
+/// Whom a connection is made to, and how.
+#[derive(Clone, Copy)]
+pub struct Dial<'d> {
+    /// The identifier that the worker must have: at its address, or at its domain socket's, another one may answer.
+    pub worker: [u8; 16],
+    /// This client, for the worker's log.
+    pub name: &'d str,
+    /// How long one request may go without progress though the worker answers pings.
+    pub patience: Duration,
+    /// TLS, for connections over the network.
+    pub tls: Option<&'d ClientTls>,
 }
 
 /// What arrives for a request.
@@ -66,9 +84,13 @@ pub struct DataConnection {
 struct Shared {
     socket: Arc<Socket>,
     sending: tokio::sync::Mutex<()>,
-    waiting: Mutex<HashMap<u32, mpsc::UnboundedSender<Arrival>>>,
+    waiting: Mutex<HashMap<u32, Waiting>>,
     next: AtomicU32,
     window: Arc<Semaphore>,
+    /// Requests that may be under way; none before the worker has said how many.
+    slots: Arc<Semaphore>,
+    /// Why the connection ended.
+    end: Mutex<Option<Error>>,
     broken: AtomicBool,
     started: Instant,
     /// Milliseconds after `started` at which the last frame arrived.
@@ -76,28 +98,42 @@ struct Shared {
     outstanding: AtomicU64,
 }
 
+/// A request whose answer has not come, or not all of it.
+struct Waiting {
+    /// None: nobody waits for it any more.
+    sender: Option<mpsc::UnboundedSender<Arrival>>,
+    /// Held until the worker has answered; pings have none.
+    slot: Option<OwnedSemaphorePermit>,
+}
+
 impl DataConnection {
-    /// Connects by TCP. `patience`: how long one request may go without progress though the worker answers pings.
-    pub async fn tcp(host: &str, port: u16, name: &str, patience: Duration) -> Result<Self> {
+    /// Connects by TCP.
+    pub async fn tcp(host: &str, port: u16, dial: Dial<'_>) -> Result<Self> {
         let what = format!("worker at {host}:{port}");
         let connect = tokio::net::TcpStream::connect((host, port));
         let stream =
             within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
-        let stream = stream.into_std().map_err(|error| Error::io(&what, error))?;
-        Self::begin(Socket::tcp(stream, SILENCE * 5)?, &what, name, patience).await
+        let socket = match dial.tls {
+            Some(tls) => {
+                let stream = within(SILENCE * 2, &what, tls.connect(host, stream)).await;
+                Socket::tls(stream.map_err(|error| error.context(&what))?, SILENCE * 5)?
+            }
+            None => Socket::tcp(stream.into_std().map_err(|error| Error::io(&what, error))?, SILENCE * 5)?,
+        };
+        Self::begin(socket, &what, dial).await
     }
 
     /// Connects by the worker's domain socket; fails at once when nobody listens there.
-    pub async fn domain(path: &Path, name: &str, patience: Duration) -> Result<Self> {
+    pub async fn domain(path: &Path, dial: Dial<'_>) -> Result<Self> {
         let what = format!("worker at {}", path.display());
         let connect = tokio::net::UnixStream::connect(path);
         let stream =
             within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
         let stream = stream.into_std().map_err(|error| Error::io(&what, error))?;
-        Self::begin(Socket::domain(stream, SILENCE * 5)?, &what, name, patience).await
+        Self::begin(Socket::domain(stream, SILENCE * 5)?, &what, dial).await
     }
 
-    async fn begin(socket: Socket, what: &str, name: &str, patience: Duration) -> Result<Self> {
+    async fn begin(socket: Socket, what: &str, dial: Dial<'_>) -> Result<Self> {
         let socket = Arc::new(socket);
         let shared = Arc::new(Shared {
             socket: socket.clone(),
@@ -105,6 +141,8 @@ impl DataConnection {
             waiting: Mutex::default(),
             next: AtomicU32::new(1),
             window: Arc::new(Semaphore::new(WINDOW >> 10)),
+            slots: Arc::new(Semaphore::new(0)),
+            end: Mutex::new(None),
             broken: AtomicBool::new(false),
             started: Instant::now(),
             heard: AtomicU64::new(0),
@@ -118,17 +156,23 @@ impl DataConnection {
                     Err(error) => error,
                 };
                 tracing::debug!(%error, "a data connection ended");
-                shared.broken.store(true, Ordering::Release);
-                // Dropping the senders wakes everybody who waits.
-                shared.waiting.lock().clear();
+                shared.end(error);
             }
         })
         .abort_handle();
         let capacity = NonZeroUsize::new(HANDLES).unwrap_or(NonZeroUsize::MIN);
-        let connection = Self { shared, reader, handles: Mutex::new(LruCache::new(capacity)), patience };
-        let welcome = connection.ask(&Message::Hello { name: name.to_owned() }).await;
+        let handles = Mutex::new(LruCache::new(capacity));
+        let connection = Self { shared, reader, handles, patience: dial.patience };
+        let welcome = connection.ask_uncounted(&Message::Hello { name: dial.name.to_owned() }).await;
         match welcome.map_err(|error| error.context(what))? {
-            (Message::Welcome { .. }, _) => Ok(connection),
+            (Message::Welcome { worker, .. }, _) if worker != dial.worker => {
+                Err(Error::new(ErrorKind::Unavailable, format!("{what}: another worker answers there")))
+            }
+            (Message::Welcome { in_flight, .. }, _) => {
+                let slots = usize::try_from(in_flight).unwrap_or(usize::MAX).clamp(1, MOST_IN_FLIGHT);
+                connection.shared.slots.add_permits(slots);
+                Ok(connection)
+            }
             (other, _) => Err(unexpected(what, &other)),
         }
     }
@@ -150,7 +194,7 @@ impl DataConnection {
 
     /// Makes sure that the worker answers.
     pub async fn ping(&self) -> Result<()> {
-        match within(SILENCE * 2, "ping", self.ask(&Message::Ping)).await? {
+        match within(SILENCE * 2, "ping", self.ask_uncounted(&Message::Ping)).await? {
             (Message::Pong, _) => Ok(()),
             (other, _) => Err(unexpected("ping", &other)),
         }
@@ -199,7 +243,7 @@ impl DataConnection {
                 .acquire_many_owned(units)
                 .await
                 .map_err(|_| Error::new(ErrorKind::Unavailable, "the connection is closed"))?;
-            let request = Request::start(&self.shared);
+            let request = Request::start(&self.shared, Some(self.slot().await?));
             let mut request = request.with_bytes(length);
             request.send(&Message::Read { handle, offset, length: length as u32 }).await?;
             loop {
@@ -277,7 +321,7 @@ impl DataConnection {
                 if let Some((other, old)) = evicted
                     && (other != *key || old != handle)
                 {
-                    Request::start(&self.shared).send(&Message::Close { handle: old }).await?;
+                    Request::start(&self.shared, None).send(&Message::Close { handle: old }).await?;
                 }
                 Ok(handle)
             }
@@ -287,11 +331,53 @@ impl DataConnection {
     }
 
     async fn ask(&self, message: &Message) -> Result<(Message, Option<OwnedFd>)> {
-        let mut request = Request::start(&self.shared);
+        let slot = self.slot().await?;
+        self.ask_with(message, Some(slot)).await
+    }
+
+    /// Asks what must get through however many requests are under way.
+    async fn ask_uncounted(&self, message: &Message) -> Result<(Message, Option<OwnedFd>)> {
+        self.ask_with(message, None).await
+    }
+
+    async fn ask_with(
+        &self,
+        message: &Message,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Message, Option<OwnedFd>)> {
+        let mut request = Request::start(&self.shared, slot);
         request.send(message).await?;
         match request.next(self.patience).await? {
             Arrival::Message(message, descriptor) => Ok((message, descriptor)),
             Arrival::Data { .. } => Err(Error::new(ErrorKind::Corrupt, "data that nobody asked for")),
+        }
+    }
+
+    /// Waits until the worker takes one more request. A worker that stands still is noticed here too, since those who
+    /// had the requests under way may be gone.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = self.shared.slots.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
+        let begun = Instant::now();
+        loop {
+            match tokio::time::timeout(SILENCE, self.shared.slots.clone().acquire_owned()).await {
+                Ok(Ok(slot)) => return Ok(slot),
+                Ok(Err(_)) => return Err(self.shared.ended()),
+                Err(_) if begun.elapsed() > self.patience => {
+                    return Err(Error::new(
+                        ErrorKind::TimedOut,
+                        format!("the worker finished none of the requests under way for {:?}", self.patience),
+                    ));
+                }
+                Err(_) if self.shared.silent_for() >= SILENCE => {
+                    if let Err(error) = self.ping().await {
+                        self.shared.end(error.clone());
+                        return Err(error);
+                    }
+                }
+                Err(_) => {}
+            }
         }
     }
 }
@@ -299,12 +385,12 @@ impl DataConnection {
 impl Drop for DataConnection {
     fn drop(&mut self) {
         self.reader.abort();
-        self.shared.broken.store(true, Ordering::Release);
-        self.shared.waiting.lock().clear();
+        self.shared.end(Error::new(ErrorKind::Unavailable, "the connection was given up"));
     }
 }
 
-/// One request and the answers to it; forgotten when dropped (late answers are then skipped).
+/// One request and the answers to it. When it is dropped before its answer is complete the answer is skipped, and its slot
+/// stays taken until then: the worker is still at work.
 struct Request<'c> {
     shared: &'c Arc<Shared>,
     number: u32,
@@ -313,10 +399,10 @@ struct Request<'c> {
 }
 
 impl<'c> Request<'c> {
-    fn start(shared: &'c Arc<Shared>) -> Self {
+    fn start(shared: &'c Arc<Shared>, slot: Option<OwnedSemaphorePermit>) -> Self {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, arrivals) = mpsc::unbounded_channel();
-        shared.waiting.lock().insert(number, sender);
+        shared.waiting.lock().insert(number, Waiting { sender: Some(sender), slot });
         Self { shared, number, arrivals, outstanding: 0 }
     }
 
@@ -335,11 +421,14 @@ impl<'c> Request<'c> {
 
     async fn send(&self, message: &Message) -> Result<()> {
         if self.shared.broken.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Unavailable, "the connection has ended"));
+            return Err(self.shared.ended());
         }
         let frame = message.encode(self.number)?;
         let _turn = self.shared.sending.lock().await;
-        self.shared.socket.send(&[&frame]).await
+        let mut whole = Whole { shared: self.shared, sent: false };
+        self.shared.socket.send(&[&frame]).await?;
+        whole.sent = true;
+        Ok(())
     }
 
     /// The next answer. Fails when the connection ends, when the worker stands still, or when there is no progress for
@@ -352,7 +441,7 @@ impl<'c> Request<'c> {
                 // The answer to the ping below, which goes under this request's number.
                 Ok(Some(Arrival::Message(Message::Pong, _))) if pinged.take().is_some() => continue,
                 Ok(Some(arrival)) => return Ok(arrival),
-                Ok(None) => return Err(Error::new(ErrorKind::Unavailable, "the connection to the worker ended")),
+                Ok(None) => return Err(self.shared.ended()),
                 Err(_) => {}
             }
             if begun.elapsed() > patience {
@@ -364,16 +453,38 @@ impl<'c> Request<'c> {
                 pinged = Some(());
                 self.send(&Message::Ping).await?;
             } else {
-                self.shared.broken.store(true, Ordering::Release);
-                return Err(Error::new(ErrorKind::Unavailable, "the worker stands still"));
+                let error = Error::new(ErrorKind::Unavailable, "the worker stands still");
+                self.shared.end(error.clone());
+                return Err(error);
             }
+        }
+    }
+}
+
+/// A frame of which only a part was sent ends the connection: what followed would be taken for its rest.
+struct Whole<'c> {
+    shared: &'c Shared,
+    sent: bool,
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.shared.end(Error::new(ErrorKind::Unavailable, "a request could not be sent as a whole"));
         }
     }
 }
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        self.shared.waiting.lock().remove(&self.number);
+        {
+            let mut waiting = self.shared.waiting.lock();
+            match waiting.get_mut(&self.number) {
+                Some(answer) if answer.slot.is_some() => answer.sender = None,
+                Some(_) => drop(waiting.remove(&self.number)),
+                None => {}
+            }
+        }
         self.shared.outstanding.fetch_sub(self.outstanding, Ordering::Relaxed);
         while let Ok(arrival) = self.arrivals.try_recv() {
             if let Arrival::Data { bytes, .. } = arrival {
@@ -394,9 +505,37 @@ impl Shared {
     }
 
     fn deliver(&self, request: u32, arrival: Arrival) {
-        // When nobody waits any more the answer is dropped.
-        if let Some(sender) = self.waiting.lock().get(&request) {
+        let last = match &arrival {
+            Arrival::Data { last, .. } => *last,
+            // Requests that wait for long ping under their own number.
+            Arrival::Message(message, _) => *message != Message::Pong,
+        };
+        let mut waiting = self.waiting.lock();
+        let Some(answer) = waiting.get(&request) else { return };
+        let slotted = answer.slot.is_some();
+        if let Some(sender) = &answer.sender {
+            // Whoever waited may be gone this very moment.
             let _ = sender.send(arrival);
+        } else if let Arrival::Data { bytes, .. } = arrival {
+            buffers::give_back(bytes);
+        }
+        if last && slotted {
+            waiting.remove(&request);
+        }
+    }
+
+    /// Ends the connection; the first reason counts. Wakes everybody who waits.
+    fn end(&self, error: Error) {
+        self.end.lock().get_or_insert(error);
+        self.broken.store(true, Ordering::Release);
+        self.slots.close();
+        self.waiting.lock().clear();
+    }
+
+    fn ended(&self) -> Error {
+        match &*self.end.lock() {
+            Some(error) => Error::new(ErrorKind::Unavailable, format!("the connection ended: {error}")),
+            None => Error::new(ErrorKind::Unavailable, "the connection ended"),
         }
     }
 }

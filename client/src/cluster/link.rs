@@ -1,30 +1,50 @@
 //! One worker as this client sees it: its connections, and whether it is worth asking.
 //!
 //! Connections are made when they are first needed and replaced when they broke. Whether the worker is on this host is
-//! found out, not guessed from names: its domain socket answers here, or it does not.
+//! found out, not guessed from names: its domain socket answers here, with its identity, or it does not. Where it did not
+//! it is tried again now and then while the worker is used, in the background, and connections over the network are
+//! replaced once it does.
 
 use super::{
     breaker::Breaker,
-    data::{DataConnection, SILENCE},
+    changes::{Hub, Subscription},
+    data::{DataConnection, Dial, SILENCE},
 };
 use crate::membership::WorkerEntry;
 use common::{
     Error, ErrorKind, Result,
+    conf::{
+        Conf,
+        keys::{cluster as keys, user},
+    },
     rpc::{self, worker::worker_client::WorkerClient},
+    tls::ClientTls,
 };
 use parking_lot::Mutex;
 use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tonic::transport::{Channel, Endpoint};
 
 /// Data connections for each worker by TCP: one stream is bound by one core's copying, several are not.
 const CONNECTIONS: usize = 4;
+/// How often a domain socket that did not answer is tried again while the worker is used.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Whether the worker is on this host.
+mod here {
+    /// Not tried yet.
+    pub const UNKNOWN: u8 = 0;
+    /// Its domain socket answers.
+    pub const YES: u8 = 1;
+    /// It did not when it was last tried.
+    pub const NO: u8 = 2;
+}
 
 /// How workers are talked to.
 #[derive(Debug, Clone)]
@@ -35,6 +55,23 @@ pub struct LinkOptions {
     pub short_circuit: bool,
     /// How long a worker that answers pings may take for one piece of data or metadata (its storage may be slow).
     pub patience: Duration,
+    /// TLS, for what goes over the network.
+    pub tls: Option<ClientTls>,
+}
+
+impl LinkOptions {
+    /// What the configuration says.
+    ///
+    /// # Errors
+    /// Certificates that cannot be used.
+    pub fn from_conf(conf: &Conf) -> Result<Self> {
+        Ok(Self {
+            name: format!("client {}", std::process::id()),
+            short_circuit: conf.get(&keys::SHORT_CIRCUIT_ENABLED),
+            patience: conf.get(&user::UFS_DEADLINE).min(Duration::from_secs(30)),
+            tls: ClientTls::from_conf(conf)?,
+        })
+    }
 }
 
 /// A worker.
@@ -45,19 +82,44 @@ pub struct Link {
     slots: [tokio::sync::Mutex<Option<Arc<DataConnection>>>; CONNECTIONS],
     /// The connections in use, for a look without waiting.
     current: Mutex<Vec<Arc<DataConnection>>>,
-    /// 0: not tried, 1: answers here, 2: does not.
+    /// See [`here`].
     here: AtomicU8,
+    /// When the domain socket was last tried in vain.
+    looked: Mutex<Option<Instant>>,
+    looking: AtomicBool,
+    /// Hears of changes, from the first call for metadata on.
+    subscription: Option<Subscription>,
     channel: Channel,
 }
 
 impl Link {
     /// A link to the worker; nothing is connected yet.
+    ///
+    /// # Errors
+    /// The worker's address makes no sense.
     pub fn new(entry: WorkerEntry, options: LinkOptions) -> Result<Arc<Self>> {
+        Self::make(entry, options, None)
+    }
+
+    /// The same, with somebody who is told of changes that the worker reports.
+    pub(super) fn telling(entry: WorkerEntry, options: LinkOptions, hub: Arc<Hub>) -> Result<Arc<Self>> {
+        Self::make(entry, options, Some(hub))
+    }
+
+    fn make(entry: WorkerEntry, options: LinkOptions, hub: Option<Arc<Hub>>) -> Result<Arc<Self>> {
         let address = &entry.address;
-        let uri = format!("http://{}:{}", address.host, address.rpc_port);
-        let endpoint = Endpoint::from_shared(uri.clone()).map_err(|error| {
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        // An address of version 6 stands in brackets.
+        let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+        let uri = format!("{scheme}://{host}:{}", address.rpc_port);
+        let mut endpoint = Endpoint::from_shared(uri.clone()).map_err(|error| {
             Error::with_source(ErrorKind::InvalidArgument, format!("{uri} is no address: {error}"), error)
         })?;
+        if let Some(tls) = &options.tls {
+            endpoint = endpoint
+                .tls_config(tls.rpc(&address.host))
+                .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("TLS with {uri}: {error}")))?;
+        }
         let channel = endpoint
             .connect_timeout(SILENCE * 2)
             .http2_keep_alive_interval(SILENCE)
@@ -70,7 +132,10 @@ impl Link {
             breaker: Breaker::default(),
             slots: Default::default(),
             current: Mutex::default(),
-            here: AtomicU8::new(0),
+            here: AtomicU8::new(here::UNKNOWN),
+            looked: Mutex::default(),
+            looking: AtomicBool::new(false),
+            subscription: hub.map(Subscription::new),
             channel,
         }))
     }
@@ -87,12 +152,17 @@ impl Link {
 
     /// Whether it is known to be on this host.
     pub fn is_here(&self) -> bool {
-        self.here.load(Ordering::Relaxed) == 1
+        self.here.load(Ordering::Relaxed) == here::YES
     }
 
     /// Whether it is on this host, or that was not found out yet.
     pub fn may_be_here(&self) -> bool {
-        self.domain_path().is_some() && self.here.load(Ordering::Relaxed) != 2
+        self.domain_path().is_some() && self.here.load(Ordering::Relaxed) != here::NO
+    }
+
+    /// Whether what it answered is watched for changes.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.subscription.as_ref().is_some_and(Subscription::is_begun)
     }
 
     /// Bytes asked of it and not yet arrived.
@@ -112,6 +182,10 @@ impl Link {
         call: impl AsyncFnOnce(&mut WorkerClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T> {
         let mut client = self.metadata();
+        if let Some(subscription) = &self.subscription {
+            // Whatever is answered from here on is told of when it changes.
+            subscription.begin(&client, &self.entry).await;
+        }
         match tokio::time::timeout(self.options.patience, call(&mut client)).await {
             Ok(Ok(response)) => {
                 self.breaker.answered();
@@ -136,37 +210,80 @@ impl Link {
     }
 
     /// A data connection for a request, made if there is none; `key` spreads files over the connections.
-    pub async fn data(&self, key: u64) -> Result<Arc<DataConnection>> {
+    pub async fn data(self: &Arc<Self>, key: u64) -> Result<Arc<DataConnection>> {
         let mut slot = self.slots[(key % CONNECTIONS as u64) as usize].lock().await;
         if let Some(connection) = slot.as_ref().filter(|connection| connection.is_usable()) {
-            return Ok(connection.clone());
+            self.look_again();
+            // Who was found on this host meanwhile is no longer asked over the network.
+            if connection.is_domain() || !self.is_here() {
+                return Ok(connection.clone());
+            }
         }
+        // What is under way on the old one goes on there.
+        *slot = None;
         let connection = Arc::new(self.connect().await?);
-        self.current.lock().retain(|old| old.is_usable());
-        self.current.lock().push(connection.clone());
+        {
+            let mut current = self.current.lock();
+            current.retain(|old| old.is_usable() && Arc::strong_count(old) > 1);
+            current.push(connection.clone());
+        }
         *slot = Some(connection.clone());
         Ok(connection)
     }
 
     async fn connect(&self) -> Result<DataConnection> {
-        let (name, patience) = (self.options.name.as_str(), self.options.patience);
         if let Some(path) = self.domain_path()
-            && self.here.load(Ordering::Relaxed) != 2
+            && self.here.load(Ordering::Relaxed) != here::NO
         {
-            match DataConnection::domain(&path, name, patience).await {
+            match DataConnection::domain(&path, self.dial()).await {
                 Ok(connection) => {
-                    self.here.store(1, Ordering::Relaxed);
+                    self.here.store(here::YES, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                // It was here, and is being started again perhaps: TCP may answer, and the next connection tries again.
-                Err(_) if self.is_here() => {}
                 Err(error) => {
                     tracing::debug!(worker = %self.entry.identity, %error, "not on this host");
-                    self.here.store(2, Ordering::Relaxed);
+                    *self.looked.lock() = Some(Instant::now());
+                    self.here.store(here::NO, Ordering::Relaxed);
                 }
             }
         }
-        DataConnection::tcp(&self.entry.address.host, self.entry.address.data_port, name, patience).await
+        let address = &self.entry.address;
+        let connected = DataConnection::tcp(&address.host, address.data_port, self.dial()).await;
+        connected.map_err(|error| match self.options.tls {
+            None if address.secure_rpc_port != 0 => {
+                error.context("the worker takes connections by TLS only (alluxio.network.tls.enabled is false here)")
+            }
+            _ => error,
+        })
+    }
+
+    fn dial(&self) -> Dial<'_> {
+        Dial {
+            worker: self.entry.identity.identifier,
+            name: &self.options.name,
+            patience: self.options.patience,
+            tls: self.options.tls.as_ref(),
+        }
+    }
+
+    /// Tries the domain socket again in the background, when it is time for that.
+    fn look_again(self: &Arc<Self>) {
+        if self.here.load(Ordering::Relaxed) != here::NO {
+            return;
+        }
+        let Some(path) = self.domain_path() else { return };
+        if self.looked.lock().is_some_and(|at| at.elapsed() < LOOK_AGAIN) || self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let link = self.clone();
+        tokio::spawn(async move {
+            if DataConnection::domain(&path, link.dial()).await.is_ok() {
+                tracing::info!(worker = %link.entry.identity, "its domain socket answers here: it is on this host");
+                link.here.store(here::YES, Ordering::Relaxed);
+            }
+            *link.looked.lock() = Some(Instant::now());
+            link.looking.store(false, Ordering::Release);
+        });
     }
 
     fn domain_path(&self) -> Option<PathBuf> {

@@ -1,30 +1,28 @@
 //! One mount of the namespace: requests to the workers that own its paths, and to the storage itself when they fail.
 
-use super::{ClusterOptions, data::FileKey, link::Link, view::View};
-use crate::mount_table::MountEntry;
-use async_trait::async_trait;
+use super::{ClusterOptions, data::FileKey, link::Link, listing::Entries, view::View};
+use crate::mount_table::{MountEntry, storage_options};
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, UfsPath, UfsUri, Version,
-    conf::{Conf, Source},
+    conf::Conf,
     metrics::metrics,
-    rpc::{self, is_worker_failure, worker as proto},
-    worker::{DirEntry, FileLease, Listing},
+    rpc::{is_worker_failure, worker as proto},
+    worker::{FileLease, Listing},
 };
 use std::sync::{Arc, OnceLock};
-use tonic::Streaming;
 use ufs::{ReadSink, UfsOptions, UnderStorage};
 
 /// Workers asked for one request before the storage itself is: the owner and those after it.
-const ATTEMPTS: usize = 3;
+pub(super) const ATTEMPTS: usize = 3;
 
 /// A mount.
 pub struct Mounted {
     uri: UfsUri,
     storage: Arc<str>,
     view: Arc<View>,
-    options: ClusterOptions,
-    conf: Conf,
+    pub(super) options: ClusterOptions,
+    ufs: UfsOptions,
     /// The storage itself, opened when it is first needed.
     direct: OnceLock<Result<Arc<dyn UnderStorage>>>,
 }
@@ -32,15 +30,14 @@ pub struct Mounted {
 impl Mounted {
     /// The mount that `entry` describes; its options go before those of `conf`.
     pub fn new(entry: &MountEntry, view: Arc<View>, options: ClusterOptions, conf: &Conf) -> Result<Self> {
-        let mut builder = conf.to_builder();
-        for (key, value) in &entry.properties {
-            builder = builder.set(key, value, Source::CommandLine(format!("the mount of {}", entry.ufs)));
-        }
-        let conf = builder.load().map_err(|error| {
-            Error::new(ErrorKind::InvalidArgument, format!("the options of the mount of {}: {error}", entry.ufs))
-        })?;
         let uri = UfsUri::parse(&entry.ufs)?;
-        Ok(Self { storage: uri.to_string().into(), uri, view, options, conf, direct: OnceLock::new() })
+        let ufs = storage_options(conf, &uri, entry)?;
+        Ok(Self { storage: uri.to_string().into(), uri, view, options, ufs, direct: OnceLock::new() })
+    }
+
+    /// The storage's URI, as workers are told of it.
+    pub fn storage(&self) -> &Arc<str> {
+        &self.storage
     }
 
     /// Attributes, from the owner.
@@ -78,29 +75,31 @@ impl Mounted {
         self.direct("read the link")?.read_link(path).await
     }
 
-    /// The entries of a directory, from its owner. A worker that fails before its first batch is replaced by the next one,
-    /// or by the storage; one that fails later fails the listing, and whoever lists again asks another.
-    pub async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
-        let request = || proto::ListRequest { storage: self.storage.to_string(), path: path.as_bytes().to_vec() };
+    /// The entries of a directory, from its owner. When a worker fails, before its first batch or in the middle, the next
+    /// one goes on, or the storage.
+    pub async fn list(self: &Arc<Self>, path: &UfsPath) -> Result<Box<dyn Listing>> {
+        Ok(Box::new(Entries::begin(self.clone(), path.clone()).await?))
+    }
+
+    /// Has the owner of `path` forget what it knows of it, and tell whoever caches it.
+    pub async fn refresh(&self, path: &UfsPath, below: bool) -> Result<()> {
+        let request = || proto::RefreshRequest {
+            storage: self.storage.to_string(),
+            paths: vec![path.as_bytes().to_vec()],
+            below,
+            relayed: false,
+        };
         for link in self.owners(path, ATTEMPTS) {
-            match link.call(async |client| client.list(request()).await).await {
-                Ok(stream) => {
-                    let mut listing = Remote { stream, link: link.clone(), patience: self.options.link.patience };
-                    // The first batch decides whether this worker can list at all.
-                    match listing.next().await {
-                        Ok(first) => return Ok(Box::new(Begun { first, rest: listing })),
-                        Err(error) if is_worker_failure(&error) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
+            match link.call(async |client| client.refresh(request()).await).await {
+                Ok(_) => return Ok(()),
                 Err(error) if is_worker_failure(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.direct("list")?.list(path).await
+        Err(Error::new(ErrorKind::Unavailable, format!("{}: no worker answers", self.uri)))
     }
 
-    /// A range, from whoever can give it.
+    /// A range, from whoever can give it: each segment of it from the workers that it belongs to.
     pub async fn read(
         &self,
         path: &UfsPath,
@@ -109,17 +108,39 @@ impl Mounted {
         length: u64,
         sink: &mut dyn ReadSink,
     ) -> Result<()> {
+        let Some(segment) = self.options.segment else {
+            return self.read_segment(path, version, (0, offset, length), &mut Counting::new(sink)).await;
+        };
+        let (mut at, end) = (offset, offset + length);
+        let mut counting = Counting::new(sink);
+        while at < end && counting.wants_more {
+            let number = at / segment;
+            let stop = end.min((number + 1).saturating_mul(segment));
+            counting.pushed = 0;
+            self.read_segment(path, version, (number, at, stop - at), &mut counting).await?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// A range that lies in one segment, given by its number.
+    async fn read_segment(
+        &self,
+        path: &UfsPath,
+        version: &Version,
+        (segment, offset, length): (u64, u64, u64),
+        counting: &mut Counting<'_>,
+    ) -> Result<()> {
         let key = FileKey { storage: self.storage.clone(), path: path.clone(), version: version.clone() };
         // The worker compares versions; size and time go along for storages without versions.
         let attr = Attr::of_object(FileKind::File, offset + length, Default::default(), version.clone());
-        let mut counting = Counting { sink, pushed: 0, wants_more: true };
-        for link in self.readers(path) {
+        for link in self.readers(path, segment) {
             let (at, left) = (offset + counting.pushed, length - counting.pushed);
             let spread = at / (8 << 20);
             let mut failed = true;
             let outcome = match link.data(spread).await {
                 Ok(connection) => {
-                    let (pushed, outcome) = connection.read(&key, &attr, at, left, &mut counting).await;
+                    let (pushed, outcome) = connection.read(&key, &attr, at, left, counting).await;
                     let counter = if connection.is_domain() {
                         &metrics().read_domain_bytes
                     } else {
@@ -148,13 +169,17 @@ impl Mounted {
             }
         }
         let (at, left) = (offset + counting.pushed, length - counting.pushed);
-        self.direct("read")?.read(path, version, at, left, &mut counting).await
+        self.direct("read")?.read(path, version, at, left, counting).await
     }
 
     /// The file on the disk of a worker on this host that may have it, when all of it is there.
     pub async fn lend(&self, path: &UfsPath, attr: &Attr) -> Option<FileLease> {
+        if self.options.segment.is_some_and(|segment| attr.size > segment) {
+            // No worker has all of it.
+            return None;
+        }
         let key = FileKey { storage: self.storage.clone(), path: path.clone(), version: attr.version.clone() };
-        for link in self.readers(path).into_iter().take(self.options.replicas).filter(|link| link.may_be_here()) {
+        for link in self.readers(path, 0).into_iter().take(self.options.replicas).filter(|link| link.may_be_here()) {
             let lent = async {
                 let connection = link.data(0).await?;
                 Ok::<_, Error>(connection.export(&key, attr).await?.map(|file| (connection, file)))
@@ -172,22 +197,28 @@ impl Mounted {
     }
 
     /// Workers that may be asked for a path, in the order of the ring.
-    fn owners(&self, path: &UfsPath, count: usize) -> Vec<Arc<Link>> {
+    pub(super) fn owners(&self, path: &UfsPath, count: usize) -> Vec<Arc<Link>> {
         let mut owners = self.view.workers().of(&self.uri.full_path(path), count);
         owners.retain(|link| link.is_up());
         owners
     }
 
-    /// Workers to read from: the replicas, those on this host and the least busy first, then the others in ring order.
-    fn readers(&self, path: &UfsPath) -> Vec<Arc<Link>> {
-        let mut owners = self.view.workers().of(&self.uri.full_path(path), self.options.replicas.max(ATTEMPTS));
+    /// Workers to read a segment from: the replicas, those on this host and the least busy first, then the others in ring
+    /// order. The first segment belongs to the workers of the file itself.
+    fn readers(&self, path: &UfsPath, segment: u64) -> Vec<Arc<Link>> {
+        let mut key = self.uri.full_path(path);
+        if segment > 0 {
+            // No path has such an end: it has a byte that none may have.
+            key.extend_from_slice(format!("\0{segment}").as_bytes());
+        }
+        let mut owners = self.view.workers().of(&key, self.options.replicas.max(ATTEMPTS));
         let replicas = self.options.replicas.min(owners.len());
         owners[..replicas].sort_by_key(|link| (!link.is_here(), link.outstanding()));
         owners.retain(|link| link.is_up());
         owners
     }
 
-    fn direct(&self, what: &str) -> Result<&Arc<dyn UnderStorage>> {
+    pub(super) fn direct(&self, what: &str) -> Result<&Arc<dyn UnderStorage>> {
         if !self.options.ufs_fallback {
             return Err(Error::new(
                 ErrorKind::Unavailable,
@@ -197,7 +228,7 @@ impl Mounted {
                 ),
             ));
         }
-        let direct = self.direct.get_or_init(|| ufs::open(&self.uri, &UfsOptions::from_conf(&self.conf, &self.uri)));
+        let direct = self.direct.get_or_init(|| ufs::open(&self.uri, &self.ufs));
         direct.as_ref().map_err(Clone::clone)
     }
 }
@@ -209,64 +240,16 @@ struct Counting<'s> {
     wants_more: bool,
 }
 
+impl<'s> Counting<'s> {
+    fn new(sink: &'s mut dyn ReadSink) -> Self {
+        Self { sink, pushed: 0, wants_more: true }
+    }
+}
+
 impl ReadSink for Counting<'_> {
     fn push(&mut self, bytes: &[u8]) -> bool {
         self.pushed += bytes.len() as u64;
         self.wants_more = self.sink.push(bytes);
         self.wants_more
-    }
-}
-
-/// A listing that a worker sends.
-struct Remote {
-    stream: Streaming<proto::ListReply>,
-    link: Arc<Link>,
-    patience: std::time::Duration,
-}
-
-#[async_trait]
-impl Listing for Remote {
-    async fn next(&mut self) -> Result<Option<Vec<DirEntry>>> {
-        loop {
-            let batch = match tokio::time::timeout(self.patience, self.stream.message()).await {
-                Ok(Ok(Some(batch))) => batch,
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(status)) => return Err(rpc::error_of(&status)),
-                Err(_) => {
-                    return Err(Error::new(
-                        ErrorKind::TimedOut,
-                        format!("worker {} stopped in the middle of a listing", self.link.entry().shown()),
-                    ));
-                }
-            };
-            let entries: Vec<DirEntry> = batch
-                .entries
-                .into_iter()
-                .map(|entry| DirEntry {
-                    name: entry.name.into(),
-                    kind: FileKind::from_mode(entry.kind),
-                    attr: entry.attr.map(|attr| Arc::new(Attr::from(attr))),
-                })
-                .collect();
-            if !entries.is_empty() {
-                return Ok(Some(entries));
-            }
-        }
-    }
-}
-
-/// A listing whose first batch is there already.
-struct Begun {
-    first: Option<Vec<DirEntry>>,
-    rest: Remote,
-}
-
-#[async_trait]
-impl Listing for Begun {
-    async fn next(&mut self) -> Result<Option<Vec<DirEntry>>> {
-        match self.first.take() {
-            Some(first) => Ok(Some(first)),
-            None => self.rest.next().await,
-        }
     }
 }

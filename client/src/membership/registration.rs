@@ -1,6 +1,6 @@
 //! A worker's own registration: made once, kept alive, made again when etcd lost it.
 
-use super::{Membership, WorkerEntry};
+use super::{Membership, WorkerEntry, WorkerNetAddress};
 use common::{Error, ErrorKind, Result};
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use std::time::Duration;
@@ -13,6 +13,10 @@ pub struct RegistrationOptions {
     pub failure_timeout: Duration,
     /// Whether another address under a known identity is right (on Kubernetes pods move).
     pub may_move: bool,
+    /// Where this very worker was before; the process that served there is known to be dead.
+    pub former: Vec<WorkerNetAddress>,
+    /// The bytes that its cache may hold.
+    pub capacity: u64,
 }
 
 /// A registration that is kept alive; [`shut_down`](Self::shut_down) ends it at once, a drop lets the lease run out.
@@ -57,7 +61,7 @@ async fn enter(membership: &Membership, entry: &WorkerEntry, options: &Registrat
     let seconds = i64::try_from(options.failure_timeout.as_secs()).unwrap_or(i64::MAX).max(2);
     let granted = etcd.call("get a lease", async |client| client.lease_grant(seconds, None).await).await?;
     let lease = granted.id();
-    let value = entry.to_json();
+    let (value, capacity_key) = (entry.to_json(), membership.capacity_key(&entry.identity));
     // Read, judge, write what was judged: another worker in between makes the transaction fail, and it is judged again.
     for _ in 0..5 {
         let look =
@@ -68,7 +72,9 @@ async fn enter(membership: &Membership, entry: &WorkerEntry, options: &Registrat
             let TxnOpResponse::Get(found) = response else { continue };
             let Some(pair) = found.kvs().first() else { continue };
             revisions[at] = pair.mod_revision();
-            let other = WorkerEntry::from_json(pair.value()).ok().filter(|other| other.address != entry.address);
+            let other = WorkerEntry::from_json(pair.value())
+                .ok()
+                .filter(|other| other.address != entry.address && !options.former.contains(&other.address));
             if let Some(other) = other
                 && (at == 0 || !options.may_move)
             {
@@ -98,6 +104,7 @@ async fn enter(membership: &Membership, entry: &WorkerEntry, options: &Registrat
             .and_then([
                 TxnOp::put(live_key.as_str(), value.as_str(), Some(PutOptions::new().with_lease(lease))),
                 TxnOp::put(registered_key.as_str(), value.as_str(), None),
+                TxnOp::put(capacity_key.as_str(), options.capacity.to_string(), None),
             ]);
         if etcd.call("register the worker", async |client| client.txn(write).await).await?.succeeded() {
             return Ok(lease);
@@ -117,9 +124,11 @@ async fn abandon(membership: &Membership, lease: i64) {
 async fn keep(
     membership: Membership,
     entry: WorkerEntry,
-    options: RegistrationOptions,
+    mut options: RegistrationOptions,
     lease: tokio::sync::watch::Sender<i64>,
 ) {
+    // From now on it is at its own address and at no other.
+    options.former.clear();
     let pause = (options.failure_timeout / 3).max(Duration::from_millis(500));
     loop {
         tokio::time::sleep(pause).await;

@@ -14,6 +14,8 @@ pub struct WorkerState {
     pub entry: WorkerEntry,
     /// Whether its lease lives.
     pub live: bool,
+    /// The bytes that its cache may hold, if it published them.
+    pub capacity: Option<u64>,
 }
 
 /// All workers of a cluster at one revision of etcd.
@@ -31,7 +33,7 @@ impl MembershipView {
     }
 }
 
-/// The view that a successful read of registered and then live workers gives.
+/// The view that a successful read of registered workers, live ones and capacities, in this order, gives.
 pub(super) fn of_answer(answer: &TxnResponse) -> Result<MembershipView> {
     let revision = answer.header().map_or(0, |header| header.revision());
     let mut view = MembershipView { revision, ..Default::default() };
@@ -39,12 +41,22 @@ pub(super) fn of_answer(answer: &TxnResponse) -> Result<MembershipView> {
         let TxnOpResponse::Get(found) = response else {
             return Err(Error::new(ErrorKind::Corrupt, "etcd answered something else than was asked"));
         };
+        if at == 2 {
+            for pair in found.kvs() {
+                let name = pair.key_str().ok().and_then(|key| key.rsplit('/').next()).and_then(WorkerIdentity::parse);
+                let capacity = pair.value_str().ok().and_then(|text| text.parse().ok());
+                if let Some(state) = name.and_then(|identity| view.workers.get_mut(&identity)) {
+                    state.capacity = capacity;
+                }
+            }
+            continue;
+        }
         let live = at == 1;
         for pair in found.kvs() {
             match WorkerEntry::from_json(pair.value()) {
                 // What a live worker says of its address now goes before what it registered once.
                 Ok(entry) => {
-                    view.workers.insert(entry.identity, WorkerState { entry, live });
+                    view.workers.insert(entry.identity, WorkerState { entry, live, capacity: None });
                 }
                 Err(error) => {
                     tracing::warn!(key = %pair.key_str().unwrap_or("?"), %error, "a worker's entry in etcd is left out");
@@ -113,10 +125,12 @@ async fn follow_until_broken(membership: &Membership, sender: &watch::Sender<Arc
     let from = sender.borrow().revision + 1;
     let mut live = watch_prefix(membership, &membership.live, from).await?;
     let mut registered = watch_prefix(membership, &membership.registered, from).await?;
+    let mut capacities = watch_prefix(membership, &membership.capacities, from).await?;
     loop {
         let answer = tokio::select! {
             answer = live.message() => answer,
             answer = registered.message() => answer,
+            answer = capacities.message() => answer,
         };
         let answer = answer
             .map_err(|error| Error::with_source(ErrorKind::Unavailable, format!("the watch ended: {error}"), error))?;

@@ -2,6 +2,9 @@
 
 #[allow(dead_code)] // Other suites use the rest of it.
 mod etcd_server;
+mod fake;
+mod links;
+mod namespaces;
 
 use client::{
     etcd::{Etcd, EtcdOptions},
@@ -26,7 +29,12 @@ fn entry(number: u8, host: &str) -> WorkerEntry {
 }
 
 fn quick() -> RegistrationOptions {
-    RegistrationOptions { failure_timeout: Duration::from_secs(2), may_move: false }
+    RegistrationOptions {
+        failure_timeout: Duration::from_secs(2),
+        may_move: false,
+        former: Vec::new(),
+        capacity: 1 << 30,
+    }
 }
 
 /// Waits (a minute at most) until a view is as it should be.
@@ -72,7 +80,7 @@ async fn a_worker_is_live_as_long_as_it_renews_and_registered_for_good() {
 async fn a_graceful_end_is_seen_at_once_and_an_identity_has_one_worker() {
     let Some(server) = EtcdServer::start() else { return };
     let membership = Membership::new(Etcd::connect(&options(&server)).await.unwrap(), "c").unwrap();
-    let slow = RegistrationOptions { failure_timeout: Duration::from_secs(600), may_move: false };
+    let slow = RegistrationOptions { failure_timeout: Duration::from_secs(600), ..quick() };
     let first = membership.register(entry(1, "one"), slow.clone()).await.unwrap();
 
     let refused = membership.register(entry(1, "two"), slow.clone()).await.unwrap_err();
@@ -87,6 +95,12 @@ async fn a_graceful_end_is_seen_at_once_and_an_identity_has_one_worker() {
     // Registered elsewhere, not live: refused too, unless pods may move.
     let refused = membership.register(entry(1, "two"), slow.clone()).await.unwrap_err();
     assert!(refused.message().contains("remove-worker"), "{refused}");
+    // Unless it is known that the worker which was there is dead.
+    let former = RegistrationOptions { former: vec![entry(1, "one").address], ..slow.clone() };
+    let first = membership.register(entry(1, "three"), former.clone()).await.unwrap();
+    let refused = membership.register(entry(1, "two"), former).await.unwrap_err();
+    assert!(refused.message().contains("live at three:29999"), "{refused}");
+    first.shut_down().await.unwrap();
     let moved = RegistrationOptions { may_move: true, ..slow };
     let registration = membership.register(entry(1, "two"), moved).await.unwrap();
     assert_eq!(membership.view().await.unwrap().workers.values().next().unwrap().entry.shown(), "two:29999");
@@ -156,5 +170,52 @@ async fn an_etcd_that_is_not_there_is_named() {
     };
     let error = Etcd::connect(&options).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.message().contains("127.0.0.1:1"), "{error}");
+    // One line, each thing said once, also by who prints a chain of causes.
+    let mut shown = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(deeper) = cause {
+        shown.push_str(&deeper.to_string());
+        cause = deeper.source();
+    }
+    assert_eq!(
+        shown.replace(" (os error 111)", ""),
+        "etcd at http://127.0.0.1:1 cannot be reached: Connection refused; check alluxio.etcd.endpoints and that etcd runs"
+    );
+}
+
+#[tokio::test]
+async fn capacities_are_published_and_shape_the_ring() {
+    use client::cluster::ring_of;
+    use common::conf::keys::cluster::RingProvider;
+    let Some(server) = EtcdServer::start() else { return };
+    let etcd = Etcd::connect(&options(&server)).await.unwrap();
+    let membership = Membership::new(etcd.clone(), "c").unwrap();
+    let following = membership.follow().await.unwrap();
+    let mut registrations = Vec::new();
+    for (number, capacity) in [(1, 100), (2, 300)] {
+        let how = RegistrationOptions { capacity, ..quick() };
+        registrations.push(membership.register(entry(number, &format!("host{number}")), how).await.unwrap());
+    }
+    until(&following, "both capacities", |view| {
+        view.workers.values().filter_map(|state| state.capacity).collect::<Vec<_>>() == [100, 300]
+    })
+    .await;
+    let view = following.view();
+    let identities = view.identities(true);
+    let share = |provider| {
+        let ring = ring_of(&view, &identities, provider, 1000);
+        let first = |key: u32| ring.lookup(format!("s3://b/{key}").as_bytes(), 1)[0] == identities[0];
+        (0..20_000).filter(|key| first(*key)).count() as f64 / 20_000.0
+    };
+    assert!((share(RingProvider::Default) - 0.5).abs() < 0.05, "{}", share(RingProvider::Default));
+    assert!((share(RingProvider::Capacity) - 0.25).abs() < 0.025, "{}", share(RingProvider::Capacity));
+
+    // It goes with the registration.
+    registrations.remove(0).shut_down().await.unwrap();
+    membership.remove(identities[0]).await.unwrap();
+    let left = etcd
+        .call("look", async |client| client.get("/WorkerCapacity/c/", Some(GetOptions::new().with_prefix())).await)
+        .await
+        .unwrap();
+    assert_eq!(left.kvs().len(), 1);
 }

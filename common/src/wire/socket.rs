@@ -1,32 +1,58 @@
-//! A connected socket, TCP or domain, as both ends of the protocol use it.
+//! A connected socket, TCP, TCP with TLS or domain, as both ends of the protocol use it.
 //!
-//! One type for both, because the frames are the same; a domain socket also carries descriptors. Every wait for the
+//! One type for all, because the frames are the same; a domain socket also carries descriptors, and what goes through TLS
+//! is copied and encrypted here instead of being sent by the kernel. Every wait for the
 //! other side to take bytes has a deadline, so that a peer that stands still costs a connection and nothing else.
 
 use super::{DATA_PREFIX, DataPrefix, HEADER, Header, Message, WireError};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, tls::TlsStream};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use std::{
     collections::VecDeque,
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::fs::FileExt,
+    },
     sync::Arc,
     time::Duration,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, ReadHalf, WriteHalf, unix::AsyncFd};
 
 /// Descriptors that may wait to be fetched; more end the connection.
 const MAX_DESCRIPTORS: usize = 64;
 /// Bytes read from the socket at a time when they are not payload.
 const BUFFER: usize = 32 << 10;
+/// Bytes given to TLS at a time: each such piece has to leave within the patience.
+const TLS_PIECE: usize = 128 << 10;
 
 /// A connected socket.
 #[derive(Debug)]
 pub struct Socket {
-    fd: AsyncFd<OwnedFd>,
-    domain: bool,
+    channel: Channel,
     patience: Duration,
+}
+
+#[derive(Debug)]
+enum Channel {
+    Tcp(AsyncFd<OwnedFd>),
+    Domain(AsyncFd<OwnedFd>),
+    Tls(Box<TlsChannel>),
+}
+
+/// The two directions of a TLS connection. Each is used by one task at a time; the locks are never waited for.
+#[derive(Debug)]
+struct TlsChannel {
+    read: tokio::sync::Mutex<ReadHalf<TlsStream>>,
+    write: tokio::sync::Mutex<TlsWriter>,
+}
+
+#[derive(Debug)]
+struct TlsWriter {
+    half: WriteHalf<TlsStream>,
+    /// Bytes of files on their way.
+    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -35,25 +61,27 @@ impl Socket {
         let what = "prepare a connection";
         stream.set_nonblocking(true).map_err(|error| Error::io(what, error))?;
         stream.set_nodelay(true).map_err(|error| Error::io(what, error))?;
-        Self::new(stream.into(), false, patience)
+        Ok(Self { channel: Channel::Tcp(watch(stream.into())?), patience })
     }
 
     /// Over a domain socket.
     pub fn domain(stream: std::os::unix::net::UnixStream, patience: Duration) -> Result<Self> {
         stream.set_nonblocking(true).map_err(|error| Error::io("prepare a connection", error))?;
-        Self::new(stream.into(), true, patience)
+        Ok(Self { channel: Channel::Domain(watch(stream.into())?), patience })
     }
 
-    fn new(fd: OwnedFd, domain: bool, patience: Duration) -> Result<Self> {
-        // SAFETY: an OwnedFd keeps its descriptor, and that descriptor open, for as long as it lives.
-        let fd = unsafe { AsyncFd::register(fd) }
-            .map_err(|error| Error::io("watch a connection", std::io::Error::from(error)))?;
-        Ok(Self { fd, domain, patience })
+    /// Over a TCP connection whose TLS handshake is done.
+    pub fn tls(stream: TlsStream, patience: Duration) -> Result<Self> {
+        stream.get_ref().0.set_nodelay(true).map_err(|error| Error::io("prepare a connection", error))?;
+        let (read, half) = tokio::io::split(stream);
+        let write = tokio::sync::Mutex::new(TlsWriter { half, buffer: Vec::new() });
+        let channel = TlsChannel { read: tokio::sync::Mutex::new(read), write };
+        Ok(Self { channel: Channel::Tls(Box::new(channel)), patience })
     }
 
     /// Whether the peer is on this host and descriptors can be passed.
     pub fn is_domain(&self) -> bool {
-        self.domain
+        matches!(self.channel, Channel::Domain(_))
     }
 
     /// Sends all of `parts`, one after the other.
@@ -67,6 +95,16 @@ impl Socket {
     }
 
     async fn send_flagged(&self, parts: &[&[u8]], flags: MsgFlags) -> Result<()> {
+        let fd = match &self.channel {
+            Channel::Tcp(fd) | Channel::Domain(fd) => fd,
+            Channel::Tls(tls) => {
+                let writer = &mut *tls.write.lock().await;
+                for piece in parts.iter().flat_map(|part| part.chunks(TLS_PIECE)) {
+                    self.in_time("send", writer.half.write_all(piece)).await?;
+                }
+                return self.in_time("send", writer.half.flush()).await;
+            }
+        };
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut sent = 0;
         while sent < total {
@@ -82,17 +120,21 @@ impl Socket {
                     count += 1;
                 }
             }
-            sent += self.when_writable("send", |fd| Ok(sendmsg::<()>(fd, &slices[..count], &[], flags, None)?)).await?;
+            sent +=
+                self.when_writable(fd, "send", |fd| Ok(sendmsg::<()>(fd, &slices[..count], &[], flags, None)?)).await?;
         }
         Ok(())
     }
 
     /// Sends `bytes` with a descriptor (domain sockets only).
     pub async fn send_with(&self, bytes: &[u8], file: &File) -> Result<()> {
+        let Channel::Domain(socket) = &self.channel else {
+            return Err(Error::new(ErrorKind::Unsupported, "descriptors are passed over domain sockets only"));
+        };
         let descriptors = [file.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&descriptors)];
         let sent = self
-            .when_writable("send a descriptor", |fd| {
+            .when_writable(socket, "send a descriptor", |fd| {
                 Ok(sendmsg::<()>(fd, &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?)
             })
             .await?;
@@ -101,26 +143,56 @@ impl Socket {
 
     /// Sends `length` bytes of a file from `offset` on, without bringing them into this process.
     pub async fn send_file(&self, file: &File, offset: u64, length: usize) -> Result<()> {
+        let socket = match &self.channel {
+            Channel::Tcp(fd) | Channel::Domain(fd) => fd,
+            Channel::Tls(tls) => return self.send_file_by_tls(tls, file, offset, length).await,
+        };
         let mut at = i64::try_from(offset).map_err(|_| Error::new(ErrorKind::TooLarge, "offset"))?;
         let mut left = length;
         while left > 0 {
             let sent = self
-                .when_writable("send a page", |fd| {
+                .when_writable(socket, "send a page", |fd| {
                     // SAFETY: both descriptors are open for the call, and `at` is a valid off_t that it advances.
                     let sent = unsafe { libc::sendfile(fd, file.as_raw_fd(), &mut at, left) };
                     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
                 })
                 .await?;
             if sent == 0 {
-                return Err(Error::new(ErrorKind::Corrupt, "a stored page is shorter than it was"));
+                return Err(shorter());
             }
             left -= sent;
         }
         Ok(())
     }
 
-    async fn when_writable<T>(&self, what: &str, mut act: impl FnMut(RawFd) -> io::Result<T>) -> Result<T> {
-        let act = self.fd.async_io(Interest::WRITABLE, |fd| act(fd.as_raw_fd()));
+    async fn send_file_by_tls(&self, tls: &TlsChannel, file: &File, offset: u64, length: usize) -> Result<()> {
+        let TlsWriter { half, buffer } = &mut *tls.write.lock().await;
+        buffer.resize(TLS_PIECE, 0);
+        let mut done = 0;
+        while done < length {
+            let wanted = (length - done).min(TLS_PIECE);
+            // As sendfile does in the other case, this reads on the task's thread: the pages are cached, or near.
+            let read = file.read_at(&mut buffer[..wanted], offset + done as u64);
+            let read = read.map_err(|error| Error::io("read a stored page", error))?;
+            if read == 0 {
+                return Err(shorter());
+            }
+            self.in_time("send a page", half.write_all(&buffer[..read])).await?;
+            done += read;
+        }
+        self.in_time("send a page", half.flush()).await
+    }
+
+    async fn when_writable<T>(
+        &self,
+        socket: &AsyncFd<OwnedFd>,
+        what: &str,
+        mut act: impl FnMut(RawFd) -> io::Result<T>,
+    ) -> Result<T> {
+        self.in_time(what, socket.async_io(Interest::WRITABLE, |fd| act(fd.as_raw_fd()))).await
+    }
+
+    async fn in_time<T>(&self, what: &str, act: impl Future<Output = io::Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.patience, act).await {
             Ok(done) => done.map_err(|error| Error::io(what, error)),
             Err(_) => Err(Error::new(ErrorKind::TimedOut, format!("the peer takes no bytes for {:?}", self.patience))),
@@ -128,18 +200,25 @@ impl Socket {
     }
 
     async fn receive(&self, buffer: &mut [u8], descriptors: &mut VecDeque<OwnedFd>) -> Result<usize> {
-        let received = self
-            .fd
-            .async_io(Interest::READABLE, |fd| {
-                if self.domain {
-                    receive_with_descriptors(fd.as_raw_fd(), buffer, descriptors)
-                } else {
-                    Ok(nix::unistd::read(fd, buffer)?)
-                }
-            })
-            .await;
+        let received = match &self.channel {
+            Channel::Tcp(fd) => fd.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await,
+            Channel::Domain(fd) => {
+                let mut receive = |fd: &OwnedFd| receive_with_descriptors(fd.as_raw_fd(), buffer, descriptors);
+                fd.async_io(Interest::READABLE, |fd| receive(fd)).await
+            }
+            Channel::Tls(tls) => tls.read.lock().await.read(buffer).await,
+        };
         received.map_err(|error| Error::io("receive", error))
     }
+}
+
+fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor, and that descriptor open, for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.map_err(|error| Error::io("watch a connection", std::io::Error::from(error)))
+}
+
+fn shorter() -> Error {
+    Error::new(ErrorKind::Corrupt, "a stored page is shorter than it was")
 }
 
 fn receive_with_descriptors(fd: RawFd, buffer: &mut [u8], descriptors: &mut VecDeque<OwnedFd>) -> io::Result<usize> {

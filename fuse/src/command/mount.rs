@@ -2,7 +2,7 @@
 
 use super::{Failure, MountArgs, complain, configuration};
 use crate::{
-    adapter::Adapter,
+    adapter::{Adapter, notify},
     assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
@@ -221,6 +221,9 @@ fn serve(wanted: Wanted, reporter: Option<Reporter>) -> Result<i32, Failure> {
     }
 }
 
+/// How long the end of a mount waits for uploads that did not succeed so far.
+const DRAIN: Duration = Duration::from_secs(20);
+
 fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> Result<i32, Failure> {
     let Wanted { setup, plan, log, warnings, notes } = wanted;
     signals::block()?;
@@ -243,7 +246,7 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
 /// Builds what a plan asks for, ready to be served.
 pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served<Adapter>> {
     let parts = filesystem(&plan)?;
-    let (fs, runtime) = (parts.fs, parts.runtime);
+    let (fs, runtime, stage) = (parts.fs, parts.runtime, parts.stage);
     let seen = Arc::downgrade(&fs);
     let passthrough = move || match seen.upgrade() {
         Some(fs) => {
@@ -253,6 +256,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         None => (false, "the mount is being taken down".into()),
     };
     let handle = runtime.handle().clone();
+    let (told, closing) = (fs.notices().clone(), fs.notices().clone());
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
@@ -260,8 +264,15 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
+        notify: Box::new(move |notifier| notify::start(told, notifier)),
         close: Box::new(move || {
+            closing.close();
             drop(fs);
+            if let Some(stage) = stage
+                && let Err(error) = runtime.block_on(stage.drain(DRAIN))
+            {
+                tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+            }
             runtime.shutdown_timeout(Duration::from_secs(5));
         }),
     })

@@ -129,9 +129,9 @@ fn start(
             format!("{shown} did not answer within {} s; check the address and the network", limit.as_secs())
         })?
         .map_err(|error| error.message().to_owned())?;
-    let Served { filesystem, threads, look, close, .. } = served;
+    let Served { filesystem, threads, look, notify, close, .. } = served;
     let same = connection.try_clone().map_err(|error| format!("the descriptor of the connection: {error}"))?;
-    attend(InTurn::new(filesystem, same, look), threads, connection, events)?;
+    attend(InTurn::new(filesystem, same, look), threads, notify, connection, events)?;
     match queue.recv_timeout(limit) {
         Ok(Event::Up) => Ok(close),
         Ok(Event::Ended(Err(error))) => Err(format!("the connection to the kernel: {error}")),
@@ -156,7 +156,8 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
     // One port cannot serve the figures of several sessions.
     builder = builder.set(keys::fuse::WEB_PORT.name(), "0", source("serve"));
     let conf = builder.clone().load()?;
-    // A cache directory belongs to one process: each session has its own below those that are configured.
+    // A cache directory belongs to one process, and so does a stage: each session has its own below those that are
+    // configured.
     let dirs: Vec<String> = conf
         .get(&keys::user::CLIENT_CACHE_DIRS)
         .iter()
@@ -166,7 +167,11 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
         std::fs::create_dir_all(dir)
             .map_err(|error| SessionError::system(format!("the cache directory {dir}"), error))?;
     }
-    let conf = builder.set(keys::user::CLIENT_CACHE_DIRS.name(), &dirs.join(","), source("serve")).load()?;
+    let stage = conf.get(&keys::user::STAGE_DIR).join(&session.key);
+    let conf = builder
+        .set(keys::user::CLIENT_CACHE_DIRS.name(), &dirs.join(","), source("serve"))
+        .set(keys::user::STAGE_DIR.name(), &stage.to_string_lossy(), source("serve"))
+        .load()?;
     for warning in conf.warnings() {
         tracing::warn!("{warning}");
     }
@@ -192,6 +197,7 @@ fn plan(session: &Session) -> Result<MountPlan, Failure> {
 fn attend(
     filesystem: InTurn<Adapter>,
     threads: usize,
+    notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
     connection: OwnedFd,
     events: mpsc::Sender<Event>,
 ) -> Result<(), String> {
@@ -201,6 +207,7 @@ fn attend(
         config.n_threads = Some(threads.max(1));
         let ended =
             fuser::Session::from_fd(filesystem, connection, fuser::SessionACL::All, config).and_then(|session| {
+                notify(session.notifier());
                 // The receiver lives as long as the process.
                 let _ = events.send(Event::Up);
                 session.run()

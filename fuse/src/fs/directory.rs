@@ -232,6 +232,9 @@ impl Fs {
             }
         }
         let mut state = handle.inode.state.lock();
+        if state.changed.is_some_and(|changed| changed >= started) {
+            return;
+        }
         state.cached = Some(handle.version.clone());
         state.listed = Some(started);
     }

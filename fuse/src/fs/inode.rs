@@ -180,6 +180,8 @@ pub struct State {
     pub cached: Option<Version>,
     /// When a directory's entries that the kernel caches were listed.
     pub listed: Option<Instant>,
+    /// When a directory was last changed by somebody else: what was listed before does not count.
+    pub changed: Option<Instant>,
     /// When an open was last answered ESTALE because the kernel's attributes were old.
     pub refused: Option<Instant>,
     /// What all open handles share, from the first open to the last release.
@@ -317,6 +319,11 @@ impl InodeTable {
         self.names(parent, name).lock().get(&KeyRef { parent, name }).cloned()
     }
 
+    /// The inode at this path, if each directory on the way is known. Counts nothing.
+    pub fn find_path(&self, path: &UfsPath) -> Option<Arc<Inode>> {
+        path.names().try_fold(self.get(ROOT)?, |parent, name| self.find(parent.id, name))
+    }
+
     /// The inode that was last known to be this file of this host, under whatever name.
     pub fn find_file(&self, file: LocalId) -> Option<Arc<Inode>> {
         self.files(file).lock().get(&file).cloned()
@@ -447,6 +454,15 @@ impl InodeTable {
             }
             other => other,
         }
+    }
+
+    /// Those of which `which` holds. Looks at each of them.
+    pub fn all(&self, which: impl Fn(&Arc<Inode>) -> bool) -> Vec<Arc<Inode>> {
+        let mut found = Vec::new();
+        for shard in &self.by_id {
+            found.extend(shard.read().values().filter(|inode| which(inode)).cloned());
+        }
+        found
     }
 
     /// How many inodes there are.

@@ -48,6 +48,8 @@ pub struct Served<F> {
     pub passthrough: Arc<dyn Fn() -> (bool, String) + Send + Sync>,
     /// Starts `/metrics` if it is wanted; returns its address.
     pub web: Box<dyn FnOnce() -> Option<String> + Send>,
+    /// Is given what tells the kernel of changes, before any request is taken.
+    pub notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
     /// Closes it all once the session has ended.
     pub close: Box<dyn FnOnce() + Send>,
 }
@@ -147,14 +149,14 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, look, passthrough, web, close } = served;
+    let Served { filesystem, threads, read_only, look, passthrough, web, notify, close } = served;
     let mut request = setup.request.clone();
     request.read_only |= read_only;
     let (connection, device, created) = teardown.mount(&request)?;
     let same =
         connection.try_clone().map_err(|error| SessionError::system("the descriptor of the connection", error))?;
     let filesystem = InTurn::new(filesystem, same, look);
-    serve_requests(setup, filesystem, threads, connection, events)?;
+    serve_requests(setup, filesystem, threads, notify, connection, events)?;
     let record = Record {
         mount_point: setup.request.point.clone(),
         source: source.clone(),
@@ -207,6 +209,7 @@ fn serve_requests<F: fuser::Filesystem + Send + 'static>(
     setup: &Setup,
     filesystem: F,
     threads: usize,
+    notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
     connection: OwnedFd,
     events: mpsc::Sender<Event>,
 ) -> Result<()> {
@@ -219,7 +222,10 @@ fn serve_requests<F: fuser::Filesystem + Send + 'static>(
     config.acl = acl;
     config.n_threads = Some(threads.max(1));
     let serve = move || {
-        let ended = fuser::Session::from_fd(filesystem, connection, acl, config).and_then(fuser::Session::run);
+        let ended = fuser::Session::from_fd(filesystem, connection, acl, config).and_then(|session| {
+            notify(session.notifier());
+            session.run()
+        });
         // The receiver lives as long as the process.
         let _ = events.send(Event::Ended(ended));
     };

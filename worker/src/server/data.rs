@@ -10,6 +10,7 @@ use super::{namespace::Namespace, options::Limits};
 use common::{
     Error, ErrorKind, Result,
     attr::process_owner,
+    tls::ServerTls,
     wire::{Socket, peer},
 };
 use parking_lot::Mutex;
@@ -61,8 +62,8 @@ impl DataServer {
         })
     }
 
-    /// Accepts TCP connections until the server stops.
-    pub fn listen_tcp(self: &Arc<Self>, listener: TcpListener) {
+    /// Accepts TCP connections until the server stops; with `tls`, only those that speak it.
+    pub fn listen_tcp(self: &Arc<Self>, listener: TcpListener, tls: Option<ServerTls>) {
         let server = self.clone();
         self.tasks.spawn(async move {
             loop {
@@ -73,11 +74,20 @@ impl DataServer {
                 match accepted {
                     Ok((stream, address)) => {
                         let Some(permit) = server.admit() else { continue };
-                        let socket = stream
-                            .into_std()
-                            .map_err(|error| Error::io("prepare a connection", error))
-                            .and_then(|stream| Socket::tcp(stream, server.limits.patience));
-                        server.spawn(socket, address.to_string(), permit);
+                        let (tls, patience) = (tls.clone(), server.limits.patience);
+                        let connected = async move {
+                            match tls {
+                                Some(tls) => Socket::tls(tls.accept(stream).await?, patience),
+                                None => {
+                                    let stream = stream.into_std();
+                                    Socket::tcp(
+                                        stream.map_err(|error| Error::io("prepare a connection", error))?,
+                                        patience,
+                                    )
+                                }
+                            }
+                        };
+                        server.spawn(connected, address.to_string(), permit);
                     }
                     Err(error) => server.cannot_accept(&error).await,
                 }
@@ -122,7 +132,7 @@ impl DataServer {
                             .into_std()
                             .map_err(|error| Error::io("prepare a connection", error))
                             .and_then(|stream| Socket::domain(stream, server.limits.patience));
-                        server.spawn(connected, format!("process {pid}"), permit);
+                        server.spawn(std::future::ready(connected), format!("process {pid}"), permit);
                     }
                     Err(error) => server.cannot_accept(&error).await,
                 }
@@ -163,10 +173,20 @@ impl DataServer {
         permit
     }
 
-    fn spawn(self: &Arc<Self>, socket: Result<Socket>, from: String, permit: OwnedSemaphorePermit) {
+    fn spawn(
+        self: &Arc<Self>,
+        connected: impl Future<Output = Result<Socket>> + Send + 'static,
+        from: String,
+        permit: OwnedSemaphorePermit,
+    ) {
         let server = self.clone();
         self.tasks.spawn(async move {
             let _permit = permit;
+            // A handshake that is under way at the end is not waited for.
+            let socket = tokio::select! {
+                socket = connected => socket,
+                () = server.draining.cancelled() => return,
+            };
             let outcome = match socket {
                 Ok(socket) => {
                     tokio::select! {
@@ -177,7 +197,7 @@ impl DataServer {
                 Err(error) => Err(error),
             };
             match outcome {
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::PermissionDenied) => {
                     server.warn(&error, &format!("the connection of {from} is ended"));
                 }
                 Err(error) => tracing::debug!(%error, "the connection of {from} ended"),

@@ -6,11 +6,13 @@
 //! - a storage that cannot be opened costs itself only, and is tried again at each refresh;
 //! - when the table cannot be read the last one stays.
 
+use super::changes::{Changed, Changes};
 use crate::{EmbeddedWorker, WorkerOptions};
+pub use client::mount_table::storage_options;
 use client::mount_table::{MountEntry, MountTable, MountTableStore};
 use common::{
     Attr, Error, ErrorKind, Result, UfsPath, UfsUri,
-    conf::{Conf, Source, keys},
+    conf::{Conf, keys},
     page::PagePool,
     redact,
     worker::{Freshness, OpenedFile, PagedFile, Worker},
@@ -23,23 +25,12 @@ use std::{
 };
 use store::{PageStore, ReadOptions, ReadThrough};
 use tokio::{runtime::Handle, sync::broadcast};
-use ufs::{Secret, UfsOptions, UnderStorage};
+use ufs::UnderStorage;
 
 /// How often the mount table is read.
 const REFRESH: Duration = Duration::from_secs(2);
 /// Requests for unknown storages have the table read, with pauses of so long.
 const REFRESH_ON_DEMAND: Duration = Duration::from_millis(500);
-/// Changes that a subscriber may be behind.
-const CHANGES: usize = 4096;
-
-/// A path whose file changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changed {
-    /// The storage's URI.
-    pub storage: Arc<str>,
-    /// The path below it.
-    pub path: UfsPath,
-}
 
 /// A storage that is served.
 pub struct Mounted {
@@ -47,7 +38,7 @@ pub struct Mounted {
     entry: Option<MountEntry>,
     worker: Arc<EmbeddedWorker>,
     pages: Arc<ReadThrough>,
-    changes: broadcast::Sender<Changed>,
+    changes: Arc<Changes>,
 }
 
 impl Mounted {
@@ -73,6 +64,12 @@ impl Mounted {
                         ErrorKind::Stale,
                         format!("{}{path}: the storage has another version by now", self.uri),
                     ));
+                }
+                if let Ok(known) = known
+                    && !same_version(&known, &fresh)
+                {
+                    // Others may have been told what this worker knew.
+                    self.published(std::slice::from_ref(path), false);
                 }
                 fresh
             }
@@ -141,7 +138,7 @@ pub struct Namespace {
     /// Storages that could not be opened, and why: said once.
     broken: Mutex<HashMap<String, String>>,
     refreshed: tokio::sync::Mutex<Option<Instant>>,
-    changes: broadcast::Sender<Changed>,
+    changes: Arc<Changes>,
 }
 
 impl Namespace {
@@ -153,6 +150,7 @@ impl Namespace {
         handle: Handle,
         table: Option<MountTableStore>,
     ) -> Arc<Self> {
+        let changes = Changes::new(&handle);
         Arc::new(Self {
             store,
             pool,
@@ -162,7 +160,7 @@ impl Namespace {
             mounted: RwLock::default(),
             broken: Mutex::default(),
             refreshed: tokio::sync::Mutex::new(None),
-            changes: broadcast::channel(CHANGES).0,
+            changes,
         })
     }
 
@@ -174,6 +172,11 @@ impl Namespace {
     /// The buffers of pages.
     pub fn pool(&self) -> &Arc<PagePool> {
         &self.pool
+    }
+
+    /// Who is told of changes.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// What changes from now on.
@@ -329,8 +332,7 @@ impl Namespace {
             if let Some(worker) = weak.upgrade() {
                 worker.forget(path);
             }
-            // Nobody may have subscribed.
-            let _ = changes.send(Changed { storage: storage.clone(), path: path.clone() });
+            changes.add(&storage, std::slice::from_ref(path), false, true);
         });
         let mounted = Arc::new(Mounted { uri: uri.clone(), entry, worker, pages, changes: self.changes.clone() });
         let before = self.mounted.write().insert(uri.to_string(), mounted.clone());
@@ -340,29 +342,27 @@ impl Namespace {
 }
 
 impl Mounted {
-    /// Tells subscribers that `path` changed.
-    pub fn changed(&self, path: &UfsPath) {
-        // Nobody may have subscribed.
-        let _ = self.changes.send(Changed { storage: self.uri.clone(), path: path.clone() });
+    /// Has everybody in the cluster forget what they cached of these paths (`below`: and of everything below them), since
+    /// this worker changed them, or found them changed. To be called once the storage has the change, by whoever makes
+    /// changes through this worker: with the path itself where a file was written, made or removed, with both names where
+    /// one was renamed, and with `below` for directories that were renamed or removed. Never waits.
+    pub fn published(&self, paths: &[UfsPath], below: bool) {
+        self.spread(paths, below, true);
     }
-}
 
-/// The options of a mount's storage: the mount's own over those of the configuration. A name that is no key of the
-/// configuration and has no dot is a setting of the service behind OpenDAL.
-pub fn storage_options(conf: &Conf, uri: &UfsUri, entry: &MountEntry) -> Result<UfsOptions> {
-    let mut builder = conf.to_builder();
-    let mut service = Vec::new();
-    for (name, value) in &entry.properties {
-        if keys::find(name).is_some() || name.contains('.') {
-            builder = builder.set(name, value, Source::CommandLine(format!("mount option {name}")));
-        } else {
-            service.push((name.clone(), Secret::new(value.as_str())));
-        }
+    /// The same where another worker has told of it: it goes to this worker's subscribers and no further.
+    pub(super) fn heard(&self, paths: &[UfsPath], below: bool) {
+        self.spread(paths, below, false);
     }
-    let conf = builder.load().map_err(|error| {
-        Error::new(ErrorKind::InvalidArgument, format!("options of the mount of {}: {error}", redact::uri(&entry.ufs)))
-    })?;
-    let mut options = UfsOptions::from_conf(&conf, uri);
-    options.service.extend(service);
-    Ok(options)
+
+    fn spread(&self, paths: &[UfsPath], below: bool, relay: bool) {
+        for path in paths {
+            if below {
+                self.worker.forget_below(path);
+            } else {
+                self.worker.forget(path);
+            }
+        }
+        self.changes.add(&self.uri, paths, below, relay);
+    }
 }

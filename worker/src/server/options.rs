@@ -7,6 +7,7 @@ use common::{
         Conf,
         keys::{cluster, user, worker as keys},
     },
+    tls::TlsOptions,
 };
 use std::{path::PathBuf, time::Duration};
 use store::{DirOptions, StoreOptions};
@@ -32,6 +33,10 @@ pub enum Cluster {
 pub struct ServerOptions {
     /// The address that others are told; none: the one of this host that leads to etcd.
     pub hostname: Option<String>,
+    /// The address that is listened at; `0.0.0.0`: every one of this host.
+    pub bind: String,
+    /// TLS with clients, for metadata and for data over TCP.
+    pub tls: Option<TlsOptions>,
     /// The port of metadata and control; 0: any that is free.
     pub rpc_port: u16,
     /// The port of data; 0: any that is free.
@@ -109,6 +114,8 @@ impl ServerOptions {
         let port = |key| u16::try_from(conf.get(key)).unwrap_or(0);
         Ok(Self {
             hostname: conf.get(&keys::HOSTNAME),
+            bind: conf.get(&keys::BIND_HOST),
+            tls: TlsOptions::from_conf(conf)?,
             rpc_port: port(&keys::RPC_PORT),
             data_port: port(&keys::DATA_PORT),
             web_port: port(&keys::WEB_PORT),

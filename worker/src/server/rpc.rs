@@ -3,15 +3,19 @@
 //! Invariants: every call has a deadline; a listing is sent in batches of bounded size, no faster than it is taken; a
 //! subscriber that is too far behind is sent away, and knows by it that it missed something.
 
-use super::namespace::{Changed, Mounted, Namespace};
+use super::{
+    changes::Changed,
+    namespace::{Mounted, Namespace},
+};
 use common::{
     Error, ErrorKind, Result, UfsPath,
     rpc::{
         kind_bits, status_of,
         worker::{
             Change, CheckCachedReply, CheckCachedRequest, Entry, FreeCacheReply, FreeCacheRequest, GetAttrReply,
-            GetAttrRequest, ListReply, ListRequest, ReadLinkReply, ReadLinkRequest, SetLogLevelReply,
-            SetLogLevelRequest, StatusReply, StatusRequest, SubscribeRequest, worker_server::Worker as Service,
+            GetAttrRequest, ListReply, ListRequest, ReadLinkReply, ReadLinkRequest, RefreshReply, RefreshRequest,
+            SetLogLevelReply, SetLogLevelRequest, StatusReply, StatusRequest, SubscribeRequest,
+            worker_server::Worker as Service,
         },
     },
     worker::{DirEntry, Freshness, Listing, Worker},
@@ -119,6 +123,21 @@ impl Service for Rpc {
         Ok(Response::new(Box::pin(changes)))
     }
 
+    async fn refresh(&self, request: Request<RefreshRequest>) -> Result<Response<RefreshReply>, Status> {
+        let RefreshRequest { storage, paths, below, relayed } = request.into_inner();
+        bounded(async {
+            let mounted = self.namespace.find(&storage).await?;
+            let paths: Vec<UfsPath> = paths.iter().map(UfsPath::parse).collect::<Result<_>>()?;
+            if relayed {
+                mounted.heard(&paths, below)
+            } else {
+                mounted.published(&paths, below)
+            }
+            Ok(RefreshReply {})
+        })
+        .await
+    }
+
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let stats = self.namespace.store().stats();
         let started = self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -215,8 +234,9 @@ impl Follower {
                 changed = self.changes.recv() => changed,
             };
             match changed {
-                Ok(Changed { storage, path }) if self.storage.is_empty() || *self.storage == *storage => {
-                    return Ok(Some(Change { storage: storage.to_string(), path: path.as_bytes().to_vec() }));
+                Ok(Changed { storage, paths, below }) if self.storage.is_empty() || *self.storage == *storage => {
+                    let paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+                    return Ok(Some(Change { storage: storage.to_string(), paths, below }));
                 }
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => {

@@ -1,6 +1,7 @@
 //! A worker's server in this process, on ports of its own choice, against clients that speak the wire protocol, and
 //! against a real etcd.
 
+mod changes;
 mod cluster;
 mod crowd;
 #[allow(dead_code)] // Other suites use the rest of it.
@@ -9,6 +10,7 @@ mod etcd_server;
 mod peer;
 mod protocol;
 mod serving;
+mod tls;
 
 use client::mount_table::{MountEntry, MountTable};
 use common::conf::{Conf, Environment, Source};
@@ -32,6 +34,8 @@ fn options(dir: &Path, mounts: &[(&str, &str)]) -> ServerOptions {
         .unwrap();
     ServerOptions {
         hostname: Some("127.0.0.1".into()),
+        bind: "127.0.0.1".into(),
+        tls: None,
         rpc_port: 0,
         data_port: 0,
         web_port: 0,

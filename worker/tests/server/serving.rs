@@ -128,7 +128,7 @@ async fn what_cannot_be_served_is_said() {
     assert_eq!(peer.read(handle, 0, 200).await.unwrap(), bytes(200, 4));
     assert_eq!(peer.open(MEMORY, "f", &old, 100).await.unwrap_err().kind(), ErrorKind::Stale);
     let change = within("the change", changes.recv()).await.unwrap();
-    assert_eq!((&*change.storage, change.path.as_bytes()), (MEMORY, &b"f"[..]));
+    assert_eq!((&*change.storage, &*change.paths), (MEMORY, &[common::UfsPath::parse("f").unwrap()][..]));
     assert_eq!(peer.open(MEMORY, "g", &new, 1).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(peer.open(MEMORY, "../f", &new, 1).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
     assert_eq!(peer.open("s3://other", "f", &new, 1).await.unwrap_err().kind(), ErrorKind::Unavailable);

@@ -39,6 +39,24 @@ keys! { Scope::All;
     /// The file with the key of that certificate.
     ETCD_TLS_CLIENT_KEY: Option<PathBuf> = Decl::named("alluxio.etcd.tls.client.key");
 
+    /// Whether clients and workers speak TLS with each other, for metadata and for data over TCP.
+    TLS_ENABLED: bool = Decl::named("alluxio.network.tls.enabled").default("false");
+
+    /// The certificate (PEM, with those between it and its authority) that a worker shows, and a client that is asked for one.
+    TLS_CERT: Option<PathBuf> = Decl::named("alluxio.network.tls.cert");
+
+    /// The file with the key (PEM) of that certificate.
+    TLS_KEY: Option<PathBuf> = Decl::named("alluxio.network.tls.key");
+
+    /// The authorities (PEM) whose certificates clients and workers trust.
+    TLS_CA_CERT: Option<PathBuf> = Decl::named("alluxio.network.tls.ca.cert");
+
+    /// Whether a worker refuses clients that show no certificate of these authorities.
+    TLS_VERIFY_CLIENTS: bool = Decl::named("alluxio.network.tls.verify.clients").default("true");
+
+    /// The name that the certificates of workers have. Empty: the host under which each worker registered.
+    TLS_SERVER_NAME: Option<String> = Decl::named("alluxio.network.tls.server.name");
+
     /// The mount table: ETCD, or the path of a file.
     MOUNT_TABLE_SOURCE: String = Decl::named("alluxio.mount.table.source").default("ETCD").reserved();
 
@@ -53,7 +71,7 @@ keys! { Scope::All;
 
     /// Whether workers have equally many virtual nodes, or as many as their capacity deserves.
     RING_PROVIDER: RingProvider =
-        Decl::named("alluxio.user.worker.selection.policy.consistent.hash.provider.impl").default("DEFAULT").reserved();
+        Decl::named("alluxio.user.worker.selection.policy.consistent.hash.provider.impl").default("DEFAULT");
 
     /// The address that this client counts as its own. Empty: that of this host.
     USER_HOSTNAME: Option<String> = Decl::named("alluxio.user.hostname").reserved();
@@ -64,11 +82,12 @@ keys! { Scope::All;
     /// On how many workers a file is kept.
     REPLICATION_MIN: u64 = Decl::named("alluxio.user.file.replication.min").default("1").range(1, 100).unit("workers");
 
-    /// Whether huge files are divided into segments that are placed separately.
-    SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false").reserved();
+    /// Whether files above the size of a segment are divided into such, which are placed separately. All clients of a
+    /// cluster must be set alike, and such files are not passed through from a worker's disk.
+    SEGMENT_ENABLED: bool = Decl::named("alluxio.user.file.segment.enabled").default("false");
 
     /// The size of such a segment.
-    SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40).reserved();
+    SEGMENT_SIZE: Size = Decl::named("alluxio.user.file.segment.size").default("1GiB").range(1 << 20, 1 << 40);
 
     /// Whether a worker on the same host is read through its files.
     SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true");

@@ -21,6 +21,10 @@ keys! { Scope::Worker;
     /// The address under which others reach the worker. Empty: that of this host.
     HOSTNAME: Option<String> = Decl::named("alluxio.worker.hostname");
 
+    /// The address that the worker listens at: `0.0.0.0` for every one of this host. Without TLS whoever reaches it can
+    /// read what the worker serves.
+    BIND_HOST: String = Decl::named("alluxio.worker.bind.host").default("0.0.0.0");
+
     /// The port of metadata and control.
     RPC_PORT: u64 = Decl::named("alluxio.worker.rpc.port").default("29999").range(0, 65535).unit("port");
 

@@ -110,7 +110,7 @@ impl Connection {
             Ok(file) => file,
             Err(error) => {
                 if error.kind() == ErrorKind::Stale {
-                    mounted.changed(&path);
+                    mounted.published(std::slice::from_ref(&path), false);
                 }
                 return Err(error);
             }
