@@ -76,7 +76,8 @@ impl Volume {
             properties: self.properties.clone(),
             secrets: secrets.clone(),
             group: self.group,
-            read_only: false,
+            // Volumes take no writes yet; see `node::sessions`.
+            read_only: true,
             limit_seconds,
         }
     }

@@ -30,8 +30,8 @@ use std::{
 };
 use tonic::Status;
 
-/// Whether the mounter takes writes. Until it does the kernel refuses them itself, which keeps attributes cached across reads
-/// that pass through.
+/// Whether volumes take writes. Until they do the kernel refuses them itself, which keeps attributes cached across reads that
+/// pass through.
 const WRITES: bool = false;
 
 /// How long an exchange with the mounter may take, when it has nothing to do but to answer.
