@@ -160,10 +160,15 @@ pub struct Attr {
 }
 
 impl Attr {
-    /// Attributes of an object or prefix, which has only a kind, a size and one time. Mode 0755 or 0644, owned by this process.
+    /// Attributes of an object or prefix, which has only a kind, a size and one time. Mode 0755 or 0644, owned by this process;
+    /// with [`set_object_group`] that group's, which may write too.
     pub fn of_object(kind: FileKind, size: u64, mtime: Timestamp, version: Version) -> Self {
-        let (uid, gid) = process_owner();
-        let (mode, nlink) = if kind == FileKind::Directory { (0o755, 2) } else { (0o644, 1) };
+        let (uid, mut gid) = process_owner();
+        let (mut mode, nlink) = if kind == FileKind::Directory { (0o755, 2) } else { (0o644, 1) };
+        if let Some(group) = OBJECT_GROUP.get() {
+            gid = *group;
+            mode |= 0o020;
+        }
         Self {
             kind,
             size,
@@ -190,6 +195,14 @@ impl Attr {
     pub fn is_dir(&self) -> bool {
         self.kind == FileKind::Directory
     }
+}
+
+static OBJECT_GROUP: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+
+/// Has all objects belong to `group`, as one who mounts for that group asks (fsGroup in Kubernetes). Once, at the start.
+pub fn set_object_group(group: u32) {
+    // A second group would be a defect of the caller; the first one stays.
+    let _ = OBJECT_GROUP.set(group);
 }
 
 /// The user and group that this process acts as.

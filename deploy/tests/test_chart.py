@@ -76,8 +76,9 @@ class WithHelm(unittest.TestCase):
             ["helm", "template", "other", CHART, "--kube-version", "1.31.0"], text=True, capture_output=True, timeout=120, check=True
         )
         second = {named(doc) for doc in yaml.load_all(done.stdout, UniqueKeys) if doc}
-        # The driver is one for the cluster, and has the name that volumes use.
-        self.assertLessEqual(first & second, {"CSIDriver alluxio"})
+        # The driver is one for all; the cluster's volume is named after the cluster, not the release.
+        shared = {"CSIDriver alluxio", "StorageClass alluxio-cluster-fuse", "PersistentVolume alluxio-cluster-fuse"}
+        self.assertLessEqual(first & second, shared | {"PersistentVolumeClaim alluxio-cluster-fuse"})
 
     def test_values_that_make_no_sense_are_refused_with_the_fix(self):
         for arguments, says in [
@@ -88,13 +89,15 @@ class WithHelm(unittest.TestCase):
             (["--set", r"properties.alluxio\.cluster\.name=x"], "set by the chart"),
             (["--set", r"properties.s3a\.secretKey=x"], "is a secret"),
             (["--set", "etcd.tls.enabled=true"], "etcd.tls.existingSecret"),
+            (["--set", "csi.enabled=true,csi.controller.enabled=false,csi.storageClasses[0].name=a,csi.storageClasses[0].parameters.ufs=s3://b"],
+             "need csi.controller.enabled"),
             (["--set", "mounts[0].path=/a/b,mounts[0].ufs=s3://b"], "/mounts/0/path"),
         ]:
             with self.subTest(arguments):
                 self.assertIn(says, render(*arguments, code=1))
 
     def test_the_operators_names_stand(self):
-        docs = {named(doc): doc for doc in yaml.load_all(render(), UniqueKeys) if doc}
+        docs = {named(doc): doc for doc in yaml.load_all(render("--set", "fuse.enabled=true,csi.enabled=true"), UniqueKeys) if doc}
         fuse = pod_of(docs["DaemonSet alluxio-fuse"])["spec"]
         mount = next(m for m in fuse["containers"][0]["volumeMounts"] if m["mountPath"] == "/alluxio-fuse")
         self.assertEqual(mount["mountPropagation"], "Bidirectional")
@@ -103,6 +106,10 @@ class WithHelm(unittest.TestCase):
         self.assertEqual(volumes["alluxio-domain"]["hostPath"]["path"], "/tmp/alluxio-domain")
         self.assertIn({"name": "alluxio-domain", "mountPath": "/opt/domain", "mountPropagation": "HostToContainer"},
                       fuse["containers"][0]["volumeMounts"])
+        self.assertEqual(docs["CSIDriver alluxio"]["spec"]["attachRequired"], False)
+        self.assertEqual(docs["CSIDriver alluxio"]["spec"]["podInfoOnMount"], True)
+        self.assertIn("PersistentVolumeClaim alluxio-cluster-fuse", docs)
+        self.assertEqual(docs["StorageClass alluxio-cluster-fuse"]["volumeBindingMode"], "WaitForFirstConsumer")
 
 
 if __name__ == "__main__":

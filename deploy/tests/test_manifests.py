@@ -65,6 +65,121 @@ class Api(unittest.TestCase):
             self.assertTrue(any(says in problem for problem in problems(doc)), f"{path}: {problems(doc)}")
 
 
+# What the schemas leave open and the API server does not: the values of enumerations, by field.
+ENUMERATIONS = {
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
+    "mountPropagation": {"None", "HostToContainer", "Bidirectional"},
+    "podManagementPolicy": {"OrderedReady", "Parallel"},
+    "fsGroupChangePolicy": {"Always", "OnRootMismatch"},
+    "fsGroupPolicy": {"None", "File", "ReadWriteOnceWithFSType"},
+    "volumeBindingMode": {"Immediate", "WaitForFirstConsumer"},
+    "reclaimPolicy": {"Delete", "Retain"},
+    "persistentVolumeReclaimPolicy": {"Delete", "Retain", "Recycle"},
+    "protocol": {"TCP", "UDP", "SCTP"},
+    "operator": {"Exists", "Equal", "In", "NotIn", "DoesNotExist", "Gt", "Lt"},
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "accessModes": {"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"},
+    "volumeLifecycleModes": {"Persistent", "Ephemeral"},
+    "policyTypes": {"Ingress", "Egress"},
+}
+# The same for `type`, by the field that it stands in.
+TYPES = {
+    "hostPath": {"", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"},
+    "updateStrategy": {"RollingUpdate", "OnDelete"},
+    "strategy": {"RollingUpdate", "Recreate"},
+    "seccompProfile": {"RuntimeDefault", "Localhost", "Unconfined"},
+}
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def amount(quantity):
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity)).groups()
+    return float(number) * UNITS[unit]
+
+
+def meaningless(value, field="", inside=""):
+    """What an object says that no API server takes although its shape is right."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from meaningless(child, key, field)
+    elif isinstance(value, list):
+        for child in value:
+            yield from meaningless(child, field, inside)
+    elif field == "type" and inside in TYPES and value not in TYPES[inside]:
+        yield f"{inside}.type: {value}"
+    elif field in ENUMERATIONS and value not in ENUMERATIONS[field]:
+        yield f"{field}: {value}"
+
+
+class Meaning(unittest.TestCase):
+    """What the API server checks beyond the shape of an object."""
+
+    def test_words_and_names(self):
+        for name, doc in everything():
+            with self.subTest(file=name, object=named(doc)):
+                self.assertEqual(list(meaningless(doc)), [])
+                self.assertRegex(doc["metadata"]["name"], rf"^{NAME.pattern}$")
+                self.assertLessEqual(len(doc["metadata"]["name"]), 63)
+                for meta in [doc["metadata"], (pod_of(doc) or doc).get("metadata", {})]:
+                    for key, value in meta.get("labels", {}).items():
+                        self.assertRegex(value, rf"^{LABEL.pattern}$", key)
+                        self.assertLessEqual(len(value), 63, key)
+                    for key, value in meta.get("annotations", {}).items():
+                        self.assertIsInstance(value, str, key)
+
+    def test_pods(self):
+        for name, doc in everything():
+            pod = pod_of(doc)
+            if pod is None:
+                continue
+            spec = pod["spec"]
+            with self.subTest(file=name, object=named(doc)):
+                for each in ([one["name"] for one in containers(spec)], [one["name"] for one in spec.get("volumes", [])]):
+                    self.assertEqual(len(each), len(set(each)))
+                ports = [port for one in spec["containers"] for port in one.get("ports", [])]
+                self.assertEqual(len(ports), len({port["containerPort"] for port in ports}))
+                self.assertEqual(len(ports), len({port["name"] for port in ports}))
+                for port in ports:
+                    self.assertRegex(port["name"], r"^(?=.*[a-z])[a-z0-9-]{1,15}$")
+                for volume in spec.get("volumes", []):
+                    self.assertEqual(len(volume), 2, "a volume has a name and one source")
+                if spec.get("restartPolicy", "Always") != "Always":
+                    self.assertIn(doc["kind"], ("Pod", "Job"))
+                elif doc["kind"] == "Job":
+                    self.fail("a Job's pods end: restartPolicy Never or OnFailure")
+                for one in containers(spec):
+                    names = [item["name"] for item in one.get("env", [])]
+                    self.assertEqual(len(names), len(set(names)))
+                    for item in one.get("env", []):
+                        self.assertEqual(len(item), 2, "a value, or where it is from")
+                        # $(NAME) is replaced only by what stands before.
+                        for used in re.findall(r"\$\((\w+)\)", str(item.get("value", ""))):
+                            self.assertIn(used, names[: names.index(item["name"])])
+                    for word in one.get("args", []) + one.get("command", []):
+                        self.assertIsInstance(word, str)
+                        for used in re.findall(r"\$\((\w+)\)", word):
+                            self.assertIn(used, names)
+                    resources = one.get("resources", {})
+                    for what, most in resources.get("limits", {}).items():
+                        if what in resources.get("requests", {}):
+                            self.assertLessEqual(amount(resources["requests"][what]), amount(most), what)
+                    for mount in one.get("volumeMounts", []):
+                        self.assertTrue(mount["mountPath"].startswith("/"))
+                    context = one.get("securityContext", {})
+                    if context.get("privileged"):
+                        self.assertIsNot(context.get("allowPrivilegeEscalation"), False)
+                    if context.get("runAsNonRoot", spec.get("securityContext", {}).get("runAsNonRoot")):
+                        self.assertGreater(context.get("runAsUser", spec.get("securityContext", {}).get("runAsUser")), 0)
+
+    def test_what_means_nothing_is_found(self):
+        self.assertEqual(list(meaningless({"volumes": [{"hostPath": {"type": "Dir"}}], "accessModes": ["RWX"]})),
+                         ["hostPath.type: Dir", "accessModes: RWX"])
+
+
 class Consistency(unittest.TestCase):
     """Names that one object uses and another one, or the same, must have."""
 
@@ -215,6 +330,9 @@ class Programs(unittest.TestCase):
                 for flag in args[1:]:
                     with self.subTest(file=name, object=named(doc), flag=flag):
                         self.assertRegex(help_text, rf"(?m)^\s+(-\w, )?{re.escape(flag.split('=')[0])}\b")
+                for item in one.get("env", []):
+                    if item["name"].startswith("ALLUXIO_CSI_"):
+                        self.assertIn(f"[env: {item['name']}=", help_text)
                 checked += 1
         if not checked:
             self.skipTest("no manifest starts the CSI driver")
@@ -226,6 +344,90 @@ def merged(under, over):
         return over
     return {key: merged(under[key], over[key]) if key in under and key in over else (over if key in over else under)[key]
             for key in [*under, *(key for key in over if key not in under)]}
+
+
+class Volumes(unittest.TestCase):
+    """What samples and manifests say of volumes is what the driver understands."""
+
+    KEYS = DEPLOY.parent / "csi/src/keys.rs"
+
+    def volumes(self):
+        """(file, attributes, parameters) of everything that names the driver."""
+        for name, doc in everything():
+            spec = doc.get("spec", {})
+            if doc["kind"] == "StorageClass" and doc["provisioner"] == "alluxio":
+                yield name, doc.get("parameters", {}), True
+            if spec.get("csi", {}).get("driver") == "alluxio":
+                yield name, spec["csi"].get("volumeAttributes", {}), False
+            for volume in (pod_of(doc) or {"spec": {}})["spec"].get("volumes", []):
+                if volume.get("csi", {}).get("driver") == "alluxio":
+                    yield name, volume["csi"].get("volumeAttributes", {}), False
+        driver = documents(DEPLOY / "samples/test-driver.yaml")[0]
+        for volume in driver["InlineVolumes"]:
+            yield "test-driver.yaml", volume["Attributes"], False
+
+    def test_every_attribute_is_known(self):
+        if not self.KEYS.exists():
+            self.skipTest("the driver is not in this tree")
+        text = self.KEYS.read_text()
+        names = dict(re.findall(r'pub const (\w+): &str = "(\w+)";', text))
+        specs = re.findall(r'spec\(\s*(\w+),\s*"(\w*)",\s*(true|false),\s*(true|false),', text)
+        self.assertGreater(len(specs), 5)
+        count = 0
+        for file, given, of_class in self.volumes():
+            allowed = {names[name] for name, _, attribute, parameter in specs if (parameter if of_class else attribute) == "true"}
+            with self.subTest(file=file):
+                self.assertLessEqual({key for key in given if not key.startswith("csi.storage.k8s.io/")}, allowed)
+                self.assertNotEqual(given.get("mountInPod"), "true", "not offered by this version")
+            count += 1
+        self.assertGreater(count, 4)
+
+    def test_every_property_of_a_volume_is_known(self):
+        reference = (DEPLOY.parent / "docs/CONFIGURATION.md").read_text()
+        for file, given, _ in self.volumes():
+            for option in given.get("javaOptions", "").split():
+                with self.subTest(file=file, option=option):
+                    self.assertIn(f"**`{option.removeprefix('-D').split('=')[0]}`**", reference)
+
+    def test_claims_find_their_volumes(self):
+        for path in [*MANIFESTS, *SAMPLES]:
+            docs = documents(path) if path.name not in NOT_APPLIED else []
+            volumes = {doc["metadata"]["name"]: doc["spec"] for doc in docs if doc["kind"] == "PersistentVolume"}
+            made = {doc["metadata"]["name"] for doc in docs if doc["kind"] == "StorageClass" and doc["provisioner"] == "alluxio"}
+            for doc in docs:
+                if doc["kind"] != "PersistentVolumeClaim" or doc["spec"]["storageClassName"] in made:
+                    continue
+                spec, name = doc["spec"], doc["metadata"]["name"]
+                with self.subTest(file=path.name, claim=name):
+                    fits = [
+                        volume for volume in volumes.values()
+                        if volume["storageClassName"] == spec["storageClassName"]
+                        and set(spec["accessModes"]) <= set(volume["accessModes"])
+                        and volume["capacity"]["storage"] == spec["resources"]["requests"]["storage"]
+                        and volume.get("claimRef", {"name": name})["name"] == name
+                    ]
+                    self.assertEqual(len(fits), 1)
+            handles = [spec["csi"]["volumeHandle"] for spec in volumes.values()]
+            self.assertEqual(len(handles), len(set(handles)), path.name)
+
+
+class Suite(unittest.TestCase):
+    """test-driver.yaml has the fields that the external storage suite of Kubernetes 1.32 knows."""
+
+    INFO = {"Name", "SupportedFsType", "SupportedMountOption", "RequiredMountOption", "SupportedSizeRange", "Capabilities",
+            "RequiredAccessModes", "TopologyKeys", "NumAllowedTopologies", "StressTestOptions", "PerformanceTestOptions"}
+    CAPABILITIES = {"persistence", "block", "fsGroup", "volumeMountGroup", "exec", "snapshotDataSource", "pvcDataSource",
+                    "multipods", "RWX", "controllerExpansion", "nodeExpansion", "offlineExpansion", "onlineExpansion",
+                    "volumeLimits", "singleNodeVolume", "topology", "capacity", "readWriteOncePod", "multiplePVsSameID",
+                    "capReadOnlyMany"}
+
+    def test_fields(self):
+        driver = documents(DEPLOY / "samples/test-driver.yaml")[0]
+        self.assertLessEqual(set(driver), {"DriverInfo", "StorageClass", "InlineVolumes", "ClientNodeName", "Timeouts"})
+        self.assertLessEqual(set(driver["DriverInfo"]), self.INFO)
+        self.assertLessEqual(set(driver["DriverInfo"]["Capabilities"]), self.CAPABILITIES)
+        for volume in driver["InlineVolumes"]:
+            self.assertLessEqual(set(volume), {"Attributes", "Shared", "ReadOnly"})
 
 
 class Chart(unittest.TestCase):

@@ -30,7 +30,7 @@ use store::{DirOptions, PageStore, ReadOptions, ReadThrough, StoreOptions};
 use tokio::runtime::Runtime;
 use ufs::{Changed, Secret, UfsOptions, UnderStorage};
 use upkeep::Upkeep;
-use worker::{EmbeddedWorker, WorkerOptions};
+use worker::{EmbeddedWorker, Stage, StageOptions, WorkerOptions, stage::Dressed};
 
 /// The scheme under which the namespace of a cluster is mounted: `alluxio://<cluster name>/<path>`.
 pub const CLUSTER_SCHEME: &str = "alluxio";
@@ -66,6 +66,8 @@ pub struct MountedParts {
     pub threads: usize,
     /// The page store, for figures; none when there is nothing to cache or the cache is off.
     pub store: Option<Arc<PageStore>>,
+    /// The stage of files that are written to an object store; drain it before the runtime ends.
+    pub stage: Option<Arc<Stage>>,
 }
 
 /// The parts that a test may bring itself.
@@ -89,7 +91,7 @@ pub struct Parts {
 pub fn filesystem(plan: &MountPlan) -> Result<MountedParts> {
     let runtime = runtime(processors())?;
     match build(plan, &runtime) {
-        Ok((fs, store, upkeep)) => Ok(mounted(fs, store, upkeep, runtime)),
+        Ok(built) => Ok(mounted(built, runtime)),
         Err(error) => {
             // Whatever may hang in a call to the system is not waited for.
             runtime.shutdown_background();
@@ -98,13 +100,31 @@ pub fn filesystem(plan: &MountPlan) -> Result<MountedParts> {
     }
 }
 
-fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<PageStore>>, Upkeep)> {
+/// What is built before anything is served.
+struct Built {
+    fs: Arc<Fs>,
+    store: Option<Arc<PageStore>>,
+    stage: Option<Arc<Stage>>,
+    upkeep: Upkeep,
+}
+
+fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     let conf = &plan.conf;
     let handle = runtime.handle().clone();
     let _inside = handle.enter();
     let mut options = UfsOptions::from_conf(conf, &plan.uri);
     options.service.extend(plan.ufs_options.iter().map(|(name, value)| (name.clone(), Secret::new(value.as_str()))));
     let storage = open_storage(plan, &options, runtime)?;
+    let staging = StageOptions::from_conf(conf);
+    let settings = worker_options(conf);
+    // Until objects are written, nothing is asked of how they look.
+    let dressed = conf
+        .get(&user::OBJECT_WRITES)
+        .then(|| Dressed::over(storage.clone(), settings.clock.clone(), staging.attributes_age));
+    let (storage, attributes) = match dressed {
+        Some((storage, attributes)) => (storage, Some(attributes)),
+        None => (storage, None),
+    };
     probe(&*storage, conf, runtime)?;
     let budget = MemoryBudget::new(length(conf.get(&user::MEMORY_LIMIT).bytes()));
     // What lies on this host is read where it is.
@@ -116,7 +136,15 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
         read_options(conf, &options),
         handle.clone(),
     );
-    let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), worker_options(conf), handle.clone());
+    let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), settings, handle.clone());
+    let stage = match attributes.filter(|_| storage.objects().is_some() && !plan.read_only) {
+        Some(attributes) => {
+            let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
+            let taken = worker.take_changes(attributes, staging);
+            Some(taken.map_err(|error| Error::new(error.kind(), format!("{error}{hint}")))?)
+        }
+        None => None,
+    };
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
     let fs_options = FsOptions { read_only: plan.read_only, ..FsOptions::from_conf(conf, local.as_deref()) };
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
@@ -124,7 +152,7 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<(Arc<Fs>, Option<Arc<Pag
     let fs = Fs::new(client, fs_options);
     follow_changes(storage, &worker, &fs);
     let upkeep = Upkeep::new(&fs, Some((&worker, &pages)));
-    Ok((fs, store, upkeep))
+    Ok(Built { fs, store, stage, upkeep })
 }
 
 /// The storage that is mounted: an under storage, or the namespace of a cluster.
@@ -270,7 +298,7 @@ pub fn from_parts(parts: Parts) -> Result<MountedParts> {
     let client = Client::new(parts.worker, budget, parts.client, runtime.handle().clone());
     let fs = Fs::new(client, parts.options);
     let upkeep = Upkeep::new(&fs, None);
-    Ok(mounted(fs, None, upkeep, runtime))
+    Ok(mounted(Built { fs, store: None, stage: None, upkeep }, runtime))
 }
 
 fn length(value: u64) -> usize {
@@ -292,9 +320,10 @@ fn runtime(threads: usize) -> Result<Runtime> {
         .map_err(|error| Error::io("the threads of the daemon", error))
 }
 
-fn mounted(fs: Arc<Fs>, store: Option<Arc<PageStore>>, upkeep: Upkeep, runtime: Runtime) -> MountedParts {
+fn mounted(built: Built, runtime: Runtime) -> MountedParts {
+    let Built { fs, store, stage, upkeep } = built;
     upkeep.start(runtime.handle());
     let adapter = Adapter::new(fs.clone(), runtime.handle().clone());
     let threads = fs.options().threads;
-    MountedParts { adapter, fs, runtime, threads, store }
+    MountedParts { adapter, fs, runtime, threads, store, stage }
 }

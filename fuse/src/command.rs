@@ -5,6 +5,7 @@
 
 pub mod log_level;
 mod mount;
+mod serve;
 mod status;
 mod unmount;
 
@@ -52,6 +53,13 @@ Example:
   alluxio-fuse umount /mnt/data"
     )]
     Umount(UnmountArgs),
+    /// Serve connections that the CSI node plugin hands over; needs no privilege
+    #[command(after_help = "\
+Examples:
+  alluxio-fuse serve --fd-socket /mounter/mounter.sock
+The configuration (alluxio-site.properties, ALLUXIO_JAVA_OPTS) holds for all sessions; the first signal waits until all are
+unmounted, the second ends them.")]
+    Serve(ServeArgs),
     /// Show the mounts and how they do
     #[command(after_help = "\
 Examples:
@@ -81,6 +89,17 @@ struct MountArgs {
     verbose: bool,
     #[arg(short = 't', hide = true, value_name = "TYPE")]
     fs_type: Option<String>,
+}
+
+/// What `serve` takes.
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Where to listen for the plugin, in a directory that only it and this user may enter
+    #[arg(long, value_name = "SOCKET", env = "ALLUXIO_FUSE_FD_SOCKET", required_unless_present = "session")]
+    fd_socket: Option<PathBuf>,
+    /// Serve one session, ordered over standard input
+    #[arg(long, value_name = "KEY", hide = true)]
+    session: Option<String>,
 }
 
 /// What `umount` takes.
@@ -130,6 +149,7 @@ pub fn main() -> ! {
     let code = match cli.command {
         Command::Mount(arguments) => mount::mount(arguments, helper),
         Command::Umount(arguments) => unmount::unmount(&arguments.mount_point),
+        Command::Serve(arguments) => serve::serve(&arguments),
         Command::Status(arguments) => status::status(arguments.format == Format::Json),
     };
     process::exit_now(code.unwrap_or_else(|failure| {
@@ -153,7 +173,8 @@ fn is_helper_name(name: &OsStr) -> bool {
 
 /// Puts the word `mount` into the form that fstab uses: `alluxio-fuse <uri> <mount point> -o ...`.
 fn normalize(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    const WORDS: [&str; 9] = ["mount", "umount", "unmount", "status", "help", "--help", "-h", "--version", "-V"];
+    const WORDS: [&str; 10] =
+        ["mount", "umount", "unmount", "serve", "status", "help", "--help", "-h", "--version", "-V"];
     let Some(first) = arguments.get(1) else { return arguments };
     let known = WORDS.iter().any(|word| first == word);
     // A word that is no path and stands alone is a mistyped command, and is reported as such.

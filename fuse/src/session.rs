@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemonize;
 mod error;
 pub mod kernel;
+pub mod mounter;
 pub mod mounts;
 pub mod point;
 pub mod process;
@@ -23,8 +24,7 @@ pub mod teardown;
 
 pub use error::{Result, SessionError};
 
-/// The type that `mount` shows for our mounts.
-pub const FS_TYPE: &str = "fuse.alluxio-fuse";
+pub use common::mountinfo::FS_TYPE;
 
 /// What `mount` shows as the source, for all our mounts: what is mounted is for `alluxio-fuse status` to say.
 pub const FS_NAME: &str = "alluxio-fuse";

@@ -112,7 +112,11 @@ impl Mounting {
     /// The text of `-o`.
     pub fn option_text(&self) -> String {
         let cache = self.cache.clone().unwrap_or_else(|| self.home.path().join("pages"));
-        let mut options = vec![format!("local_data_cache={}", cache.display())];
+        let stage = self.home.path().join("stage");
+        let mut options = vec![
+            format!("local_data_cache={}", cache.display()),
+            format!("alluxio.user.stage.dir={}", stage.display()),
+        ];
         options.extend(self.options.iter().cloned());
         options.join(",")
     }

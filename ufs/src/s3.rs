@@ -54,6 +54,8 @@ const PROBE: Duration = Duration::from_secs(10);
 pub struct S3 {
     uri: UfsUri,
     client: Arc<S3Client>,
+    /// Where it was looked for first.
+    host: String,
     /// Empty, or with a `/` at the end.
     prefix: String,
     /// What is known of any directory.
@@ -83,11 +85,12 @@ impl S3 {
                 .unwrap_or_else(|| "us-east-1".to_owned()),
         };
         let endpoint = Endpoint::new(uri.authority(), &options.s3, environment, &region)?;
+        let host = endpoint.host.clone();
         let credentials = Credentials::new(&options.s3, environment, &region)?;
         let client = Arc::new(S3Client::new(endpoint, credentials, options)?);
         let prefix = if uri.path().is_empty() { String::new() } else { format!("{}/", uri.path()) };
         let directory = Attr::of_object(FileKind::Directory, 0, Timestamp::now(), Version::none());
-        Ok(Self { uri: uri.clone(), client, prefix, directory: Arc::new(directory) })
+        Ok(Self { uri: uri.clone(), host, client, prefix, directory: Arc::new(directory) })
     }
 
     fn target(&self, path: &UfsPath) -> Result<Target> {

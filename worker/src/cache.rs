@@ -42,6 +42,34 @@ pub enum Known {
 pub struct Ticket {
     began: Moment,
     epoch: u64,
+    changes: u64,
+}
+
+/// The numbers of the latest changes of paths, and of entries of directories.
+struct Changes {
+    paths: LruCache<Box<[u8]>, u64>,
+    directories: LruCache<Box<[u8]>, u64>,
+    /// Changes up to this number may be forgotten here.
+    floor: u64,
+}
+
+/// How many changes are remembered.
+const REMEMBERED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(8192).unwrap();
+
+impl Changes {
+    fn note(&mut self, directory: &[u8], path: &[u8], number: u64) {
+        let full = |map: &LruCache<Box<[u8]>, u64>| map.len() >= REMEMBERED.get();
+        if full(&self.paths) || full(&self.directories) {
+            let oldest = [self.paths.pop_lru(), self.directories.pop_lru()];
+            self.floor = oldest.into_iter().flatten().map(|(_, number)| number).chain([self.floor]).max().unwrap_or(0);
+        }
+        self.paths.put(path.into(), number);
+        self.directories.put(directory.into(), number);
+    }
+
+    fn since(&self, map: &LruCache<Box<[u8]>, u64>, path: &[u8], ticket: u64) -> bool {
+        self.floor > ticket || map.peek(path).is_some_and(|number| *number > ticket)
+    }
 }
 
 struct Point {
@@ -64,6 +92,35 @@ impl Snapshot {
     /// The batches, each sorted by name.
     pub fn batches(&self) -> &[Arc<[DirEntry]>] {
         &self.batches
+    }
+
+    /// The same with another entry of this name, or without it.
+    fn with(&self, name: &[u8], entry: Option<&DirEntry>) -> Self {
+        let mut batches = self.batches.clone();
+        // Where it is, or where it belongs.
+        let holds = |batch: &Arc<[DirEntry]>| batch.binary_search_by(|entry| (*entry.name).cmp(name)).is_ok();
+        let at = match batches.iter().position(holds) {
+            Some(at) => at,
+            None if self.ordered => batches
+                .partition_point(|batch| batch.last().is_some_and(|last| *last.name < *name))
+                .min(batches.len().saturating_sub(1)),
+            None => 0,
+        };
+        let mut batch: Vec<DirEntry> = batches.get(at).map(|batch| batch.to_vec()).unwrap_or_default();
+        match (batch.binary_search_by(|entry| (*entry.name).cmp(name)), entry) {
+            (Ok(at), Some(entry)) => batch[at] = entry.clone(),
+            (Ok(at), None) => drop(batch.remove(at)),
+            (Err(at), Some(entry)) => batch.insert(at, entry.clone()),
+            (Err(_), None) => {}
+        }
+        match (at < batches.len(), batch.is_empty()) {
+            (true, true) => drop(batches.remove(at)),
+            (true, false) => batches[at] = batch.into(),
+            (false, true) => {}
+            (false, false) => batches.push(batch.into()),
+        }
+        let len = batches.iter().map(|batch| batch.len()).sum();
+        Self { batches, ordered: self.ordered, complete: self.complete, at: self.at, len }
     }
 
     /// The entry of this name.
@@ -90,6 +147,8 @@ pub struct MetadataCache {
     snapshots: Vec<Shard<Arc<Snapshot>>>,
     listed: AtomicUsize,
     epoch: AtomicU64,
+    number: AtomicU64,
+    changes: Mutex<Changes>,
     hand: AtomicUsize,
     /// The storage cannot be reached.
     away: AtomicBool,
@@ -122,6 +181,12 @@ impl MetadataCache {
             snapshots: (0..SHARDS).map(|_| Mutex::new(LruCache::unbounded())).collect(),
             listed: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
+            number: AtomicU64::new(0),
+            changes: Mutex::new(Changes {
+                paths: LruCache::new(REMEMBERED),
+                directories: LruCache::new(REMEMBERED),
+                floor: 0,
+            }),
             hand: AtomicUsize::new(0),
             away: AtomicBool::new(false),
         }
@@ -134,7 +199,11 @@ impl MetadataCache {
 
     /// To be taken before a request to the storage whose answer shall be cached.
     pub fn ticket(&self) -> Ticket {
-        Ticket { epoch: self.epoch.load(Ordering::Acquire), began: self.clock.now() }
+        Ticket {
+            epoch: self.epoch.load(Ordering::Acquire),
+            changes: self.number.load(Ordering::Acquire),
+            began: self.clock.now(),
+        }
     }
 
     /// Whether anything is ever answered from here (a sync interval of zero says no).
@@ -177,6 +246,11 @@ impl MetadataCache {
         if self.epoch.load(Ordering::Acquire) != ticket.epoch {
             return;
         }
+        let changes = self.changes.lock();
+        if changes.since(&changes.paths, bytes, ticket.changes) {
+            return;
+        }
+        drop(changes);
         match shard.get_mut(bytes) {
             Some(point) if point.at > ticket.began => {}
             Some(point) => *point = Point { known, at: ticket.began },
@@ -213,6 +287,11 @@ impl MetadataCache {
             if self.epoch.load(Ordering::Acquire) != ticket.epoch {
                 return;
             }
+            let changes = self.changes.lock();
+            if changes.since(&changes.directories, bytes, ticket.changes) {
+                return;
+            }
+            drop(changes);
             // Counted under the lock: whoever takes it out again subtracts what was added here.
             self.listed.fetch_add(cost(len), Ordering::Relaxed);
             let old = shard.put(bytes.into(), snapshot);
@@ -223,6 +302,61 @@ impl MetadataCache {
         };
         drop(old);
         self.evict(index, bytes);
+    }
+
+    /// Notes that this mount changed a name: what was asked before the change never enters after it. What is known of the
+    /// other names in its directory stays. `entry`: what a listing shows from now on, attributes that are not given are
+    /// asked for; none when the name is gone.
+    pub fn change(&self, path: &UfsPath, entry: Option<DirEntry>) {
+        let Some((directory, name)) = split(path) else { return self.forget(path) };
+        let bytes = path.as_bytes();
+        {
+            let mut changes = self.changes.lock();
+            // The number after the note: a ticket taken in between is refused, which is safe.
+            let number = self.number.load(Ordering::Acquire) + 1;
+            changes.note(directory, bytes, number);
+            self.number.store(number, Ordering::Release);
+        }
+        let ticket = self.ticket();
+        self.points[self.shard(bytes)].lock().pop(bytes);
+        {
+            let mut shard = self.snapshots[self.shard(directory)].lock();
+            if let Some(snapshot) = shard.get_mut(directory) {
+                let changed = snapshot.with(name, entry.as_ref());
+                self.listed.fetch_add(cost(changed.len), Ordering::Relaxed);
+                self.listed.fetch_sub(cost(snapshot.len), Ordering::Relaxed);
+                *snapshot = Arc::new(changed);
+            }
+        }
+        match entry.map(|entry| entry.attr) {
+            Some(Some(attr)) => self.put(path, Known::Attr(attr), ticket),
+            Some(None) => {}
+            None => {
+                self.forget_listing(bytes);
+                self.put(path, Known::Missing, ticket);
+            }
+        }
+    }
+
+    /// Drops everything that is known of a directory and below it.
+    pub fn forget_tree(&self, path: &UfsPath) {
+        self.forget(path);
+        let within = |key: &[u8]| {
+            let root = path.as_bytes();
+            root.is_empty() || (key.starts_with(root) && (key.len() == root.len() || key[root.len()] == b'/'))
+        };
+        for index in 0..SHARDS {
+            let mut points = self.points[index].lock();
+            let gone: Vec<Box<[u8]>> =
+                points.iter().filter(|(key, _)| within(key)).map(|(key, _)| key.clone()).collect();
+            gone.iter().for_each(|key| drop(points.pop(key)));
+            drop(points);
+            let snapshots = self.snapshots[index].lock();
+            let gone: Vec<Box<[u8]>> =
+                snapshots.iter().filter(|(key, _)| within(key)).map(|(key, _)| key.clone()).collect();
+            drop(snapshots);
+            gone.iter().for_each(|key| self.forget_listing(key));
+        }
     }
 
     /// Drops what is known of `path` itself, below it as a directory, and as an entry of its directory.

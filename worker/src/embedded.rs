@@ -17,6 +17,7 @@ use crate::{
     outage::Outage,
     parents::Advice,
     source::PageSource,
+    stage::{Attributes, Caches, ObjectChanges, Stage, StageOptions, StagedPages, unpublished},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,14 +26,14 @@ use common::{
     budget::MemoryBudget,
     change::Changes,
     metrics::metrics,
-    worker::{FileLease, Freshness, Listing, OpenedFile, Worker},
+    worker::{DirEntry, FileLease, Freshness, Listing, OpenedFile, Worker},
 };
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -42,6 +43,9 @@ use ufs::UnderStorage;
 
 /// Batches of a fresh listing up to which it is made again for the sake of names that it does not have.
 const RELISTED: usize = 4;
+
+/// Files up to this size are kept in the page store when they are written.
+const SEEDED: usize = 1 << 20;
 
 type Answer = Result<Arc<Attr>>;
 
@@ -74,6 +78,8 @@ struct Inner {
     asking: Mutex<HashMap<UfsPath, WeakShared<BoxFuture<'static, Answer>>>>,
     options: WorkerOptions,
     handle: Handle,
+    budget: Arc<MemoryBudget>,
+    stage: OnceLock<(Arc<Stage>, ObjectChanges)>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -124,7 +130,9 @@ impl EmbeddedWorker {
             source,
             cache,
             lister,
-            heads: Heads::new(clock, budget, options.head_total),
+            heads: Heads::new(clock, budget.clone(), options.head_total),
+            budget,
+            stage: OnceLock::new(),
             requests,
             lent: Lent::new(),
             outage,
@@ -135,6 +143,31 @@ impl EmbeddedWorker {
             misses: AtomicU64::new(0),
         };
         Arc::new(Self { inner: Arc::new(inner) })
+    }
+
+    /// From now on this worker takes changes of its storage, which must take changes of objects ([`UnderStorage::objects`]):
+    /// files are staged as `options` say, and what an earlier process left is gone on with. `attributes` are those that the
+    /// storage was dressed with ([`crate::stage::Dressed`]).
+    pub fn take_changes(&self, attributes: Arc<Attributes>, options: StageOptions) -> Result<Arc<Stage>> {
+        let inner = &self.inner;
+        let caches = Box::new(Hooks(Arc::downgrade(inner)));
+        let stage = Stage::open(
+            inner.storage.clone(),
+            attributes,
+            options,
+            inner.budget.clone(),
+            caches,
+            inner.handle.clone(),
+        )?;
+        let changes = ObjectChanges(stage.clone());
+        let first = inner.stage.set((stage.clone(), changes)).is_ok();
+        debug_assert!(first, "a worker takes changes once");
+        Ok(stage)
+    }
+
+    /// The stage, when this worker takes changes of objects.
+    pub fn stage(&self) -> Option<&Arc<Stage>> {
+        self.inner.stage.get().map(|(stage, _)| stage)
     }
 
     /// Counters.
@@ -310,6 +343,82 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// The attributes of a file that is written and not in the storage.
+    fn unpublished(&self, path: &UfsPath) -> Option<Arc<Attr>> {
+        self.stage.get()?.0.attr_now(path)
+    }
+
+    /// Opens a file that is written and not in the storage, as it is here.
+    fn open_unpublished(&self, path: &UfsPath) -> Option<OpenedFile> {
+        let stage = &self.stage.get()?.0;
+        stage.attr_now(path)?;
+        let pages = StagedPages::new(stage, &stage.staged(path)?, self.options.staged_page);
+        Some(OpenedFile::Paged(Arc::new(pages)))
+    }
+
+    /// Nobody joins a request from now on that began before this.
+    fn detach(&self, path: &UfsPath) {
+        self.asking.lock().remove(path);
+        self.lister.detach(path);
+        if let Some(directory) = path.parent() {
+            self.lister.detach(&directory);
+        }
+    }
+}
+
+/// What a stage tells the caches. Weak, since the worker owns the stage.
+struct Hooks(Weak<Inner>);
+
+#[async_trait]
+impl Caches for Hooks {
+    fn changed(&self, path: &UfsPath, known: Option<Known>) {
+        let Some(inner) = self.0.upgrade() else { return };
+        match (known, path.name()) {
+            (Some(Known::Attr(attr)), Some(name)) => {
+                let entry = DirEntry { name: name.into(), kind: attr.kind, attr: Some(attr) };
+                inner.cache.change(path, Some(entry));
+            }
+            (Some(Known::Missing), _) => inner.cache.change(path, None),
+            _ => inner.cache.forget(path),
+        }
+        inner.detach(path);
+    }
+
+    fn stored(&self, path: &UfsPath) {
+        let (Some(inner), Some(name)) = (self.0.upgrade(), path.name()) else { return };
+        inner.cache.change(path, Some(DirEntry { name: name.into(), kind: FileKind::File, attr: None }));
+        inner.detach(path);
+    }
+
+    fn changed_tree(&self, path: &UfsPath) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.cache.forget_tree(path);
+        inner.asking.lock().retain(|asked, _| !asked.is_within(path));
+        inner.lister.detach_tree(path);
+        inner.detach(path);
+    }
+
+    async fn attr(&self, path: &UfsPath, fresh: bool) -> Result<Arc<Attr>> {
+        let inner = self.0.upgrade().ok_or_else(|| Error::new(ErrorKind::Cancelled, "the mount has ended"))?;
+        if fresh {
+            return inner.ask(path).await;
+        }
+        match inner.cached(path) {
+            Some(answer) => answer,
+            None => inner.ask_shared(path).await,
+        }
+    }
+
+    fn seed(&self, path: &UfsPath, attr: Arc<Attr>, bytes: Bytes) {
+        if let Some(inner) = self.0.upgrade()
+            && bytes.len() <= SEEDED
+        {
+            drop(inner.source.open(path, attr, Some(bytes)));
+        }
+    }
+}
+
 fn missing(path: &UfsPath) -> Error {
     Error::new(ErrorKind::NotFound, format!("{path}: no such file or directory"))
 }
@@ -320,10 +429,16 @@ impl Worker for EmbeddedWorker {
         if self.inner.local {
             return self.inner.storage.stat_now(path).map(|answer| answer.map(Arc::new));
         }
+        if let Some(attr) = self.inner.unpublished(path) {
+            return Some(Ok(attr));
+        }
         self.inner.cached(path)
     }
 
     async fn attr(&self, path: &UfsPath, freshness: Freshness) -> Result<Arc<Attr>> {
+        if let Some(attr) = self.inner.unpublished(path) {
+            return Ok(attr);
+        }
         if self.inner.local {
             return match self.inner.storage.stat_now(path) {
                 Some(answer) => answer.map(Arc::new),
@@ -343,7 +458,11 @@ impl Worker for EmbeddedWorker {
         if self.inner.local {
             return self.inner.storage.list(path).await;
         }
-        self.inner.lister.list(path).await
+        let listing = self.inner.lister.list(path).await;
+        match self.inner.stage.get() {
+            Some((stage, _)) => unpublished(stage, path, listing),
+            None => listing,
+        }
     }
 
     async fn read_link(&self, path: &UfsPath) -> Result<Bytes> {
@@ -357,6 +476,9 @@ impl Worker for EmbeddedWorker {
     fn open_now(&self, path: &UfsPath) -> Option<Result<OpenedFile>> {
         if self.inner.local {
             return self.inner.storage.open_now(path).map(|opened| opened.map(OpenedFile::Local));
+        }
+        if let Some(opened) = self.inner.open_unpublished(path) {
+            return Some(Ok(opened));
         }
         match self.inner.cached(path)? {
             Ok(attr) if attr.is_file() && attr.size > 0 && self.inner.storage.lends() => {
@@ -374,6 +496,9 @@ impl Worker for EmbeddedWorker {
         {
             return opened.map(OpenedFile::Local);
         }
+        if let Some(opened) = self.inner.open_unpublished(path) {
+            return Ok(opened);
+        }
         let attr = self.attr(path, freshness).await?;
         if attr.is_file()
             && attr.size > 0
@@ -386,7 +511,11 @@ impl Worker for EmbeddedWorker {
     }
 
     fn changes(&self) -> Option<&dyn Changes> {
-        if self.inner.local { self.inner.storage.changes() } else { None }
+        match self.inner.stage.get() {
+            Some((_, changes)) => Some(changes),
+            None if self.inner.local => self.inner.storage.changes(),
+            None => None,
+        }
     }
 
     fn stat_fs(&self) -> StatFs {

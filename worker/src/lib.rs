@@ -16,6 +16,7 @@ mod outage;
 mod parents;
 pub mod server;
 pub mod source;
+pub mod stage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod walk;
@@ -24,3 +25,4 @@ pub use clock::Clock;
 pub use embedded::{EmbeddedWorker, WorkerStats};
 pub use options::WorkerOptions;
 pub use source::{PageSource, Space};
+pub use stage::{Stage, StageOptions};

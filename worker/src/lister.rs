@@ -93,6 +93,16 @@ impl Lister {
         self.parents.missed(dir.as_bytes())
     }
 
+    /// From now on nobody joins a listing of `path` that is under way: it may not have seen a change.
+    pub(crate) fn detach(&self, path: &UfsPath) {
+        self.flights.lock().remove(path);
+    }
+
+    /// The same for everything below `path`.
+    pub(crate) fn detach_tree(&self, path: &UfsPath) {
+        self.flights.lock().retain(|listed, _| !listed.is_within(path));
+    }
+
     /// The listing of `path` that is under way.
     pub(crate) fn under_way(&self, path: &UfsPath) -> Option<Arc<Flight>> {
         self.flights.lock().get(path).cloned()
@@ -135,7 +145,12 @@ impl Lister {
                 self.outage.noticed(error);
             }
         }
-        self.flights.lock().remove(&path);
+        {
+            let mut flights = self.flights.lock();
+            if flights.get(&path).is_some_and(|current| Arc::ptr_eq(current, &flight)) {
+                flights.remove(&path);
+            }
+        }
         let complete = match &outcome {
             Outcome::Complete(batches) => Some(batches),
             _ => None,

@@ -28,6 +28,8 @@ pub struct WorkerOptions {
     pub head_total: usize,
     /// How long a lookup waits for a listing that is under way before it asks for its one file.
     pub listing_patience: Duration,
+    /// Bytes of a page of a file that is read before it is in the storage.
+    pub staged_page: u32,
     /// The clock that ages what is cached.
     pub clock: Clock,
 }
@@ -45,6 +47,7 @@ impl Default for WorkerOptions {
             head_bytes: 128 << 10,
             head_total: 8 << 20,
             listing_patience: Duration::from_millis(50),
+            staged_page: 1 << 20,
             clock: Clock::system(),
         }
     }

@@ -75,3 +75,9 @@ fn describe(decl: &Decl, out: &mut String) {
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
+
+#[cfg(test)]
+#[test]
+fn temporary_print() {
+    std::fs::write("/tmp/object-conf.md", docs()).unwrap();
+}

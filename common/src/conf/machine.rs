@@ -31,6 +31,14 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// The directory for what must not be lost: `/var/lib/alluxio-fuse/stage` for root, else beside that for caches.
+    pub(crate) fn stage_dir(&self) -> String {
+        if self.uid == 0 {
+            return "/var/lib/alluxio-fuse/stage".into();
+        }
+        format!("{}-stage", self.cache_dir())
+    }
+
     /// The directory for caches that may be lost: `/var/cache/alluxio-fuse` for root, else below the XDG cache directory.
     pub(crate) fn cache_dir(&self) -> String {
         if self.uid == 0 {

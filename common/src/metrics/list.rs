@@ -119,6 +119,10 @@ metrics! {
     read_remote_bytes: Counter = "BytesReadRemote", "bytes";
     /// Bytes read from under storages.
     ufs_read_bytes: Counter = "alluxio_ufs_data_access_bytes", "bytes";
+    /// Bytes written to under storages.
+    ufs_written_bytes: Counter = "alluxio_ufs_data_written_bytes", "bytes";
+    /// Bytes that the stage of files that are written takes on disk.
+    stage_used_bytes: Gauge = "alluxio_stage_used_bytes", "bytes";
     /// Requests to under storages, by operation, repeated ones included.
     ufs_requests: ByLabel<UfsOp, Counter> = "alluxio_ufs_requests", "requests";
     /// Requests to under storages that were sent again.

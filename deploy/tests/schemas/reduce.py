@@ -73,10 +73,10 @@ def main(path):
         definitions[name] = reduced(spec["definitions"][name], wanted)
         if name.endswith(".api.resource.Quantity"):
             definitions[name] = {"type": ["string", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|m|k|[KMGTPE]i?)?$"}
-    out = {"version": spec["info"]["version"], "kinds": index, "definitions": dict(sorted(definitions.items()))}
+    out = {"kinds": index, "definitions": dict(sorted(definitions.items()))}
     target = pathlib.Path(__file__).with_name("kubernetes.json")
     target.write_text(json.dumps(out, separators=(",", ":"), sort_keys=True) + "\n")
-    print(f"{target}: Kubernetes {out['version']}, {len(definitions)} types, {target.stat().st_size} bytes")
+    print(f"{target}: {len(definitions)} types, {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

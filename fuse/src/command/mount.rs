@@ -2,7 +2,7 @@
 
 use super::{Failure, MountArgs, complain, configuration};
 use crate::{
-    adapter::notify,
+    adapter::{Adapter, notify},
     assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
@@ -221,6 +221,9 @@ fn serve(wanted: Wanted, reporter: Option<Reporter>) -> Result<i32, Failure> {
     }
 }
 
+/// How long the end of a mount waits for uploads that did not succeed so far.
+const DRAIN: Duration = Duration::from_secs(20);
+
 fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> Result<i32, Failure> {
     let Wanted { setup, plan, log, warnings, notes } = wanted;
     signals::block()?;
@@ -232,39 +235,47 @@ fn begin(wanted: Wanted, background: bool, reporter: &mut Option<Reporter>) -> R
     for note in &notes {
         tracing::info!("{note}");
     }
-    let build = move || {
-        let parts = filesystem(&plan)?;
-        let (fs, runtime) = (parts.fs, parts.runtime);
-        let seen = Arc::downgrade(&fs);
-        let passthrough = move || match seen.upgrade() {
-            Some(fs) => {
-                let status = fs.status();
-                (status.passthrough, status.passthrough_reason.unwrap_or_default())
-            }
-            None => (false, "the mount is being taken down".into()),
-        };
-        let handle = runtime.handle().clone();
-        let (told, closing) = (fs.notices().clone(), fs.notices().clone());
-        Ok(Served {
-            filesystem: parts.adapter,
-            threads: parts.threads,
-            read_only: !fs.takes_changes(),
-            look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
-            passthrough: Arc::new(passthrough),
-            web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
-            notify: Box::new(move |notifier| notify::start(told, notifier)),
-            close: Box::new(move || {
-                closing.close();
-                drop(fs);
-                runtime.shutdown_timeout(Duration::from_secs(5));
-            }),
-        })
-    };
+    let build = move || served(plan, background);
     let ready = || match reporter.take() {
         Some(reporter) => reporter.ready(),
         None => Ok(()),
     };
     Ok(run::run(setup, build, ready)?)
+}
+
+/// Builds what a plan asks for, ready to be served.
+pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served<Adapter>> {
+    let parts = filesystem(&plan)?;
+    let (fs, runtime, stage) = (parts.fs, parts.runtime, parts.stage);
+    let seen = Arc::downgrade(&fs);
+    let passthrough = move || match seen.upgrade() {
+        Some(fs) => {
+            let status = fs.status();
+            (status.passthrough, status.passthrough_reason.unwrap_or_default())
+        }
+        None => (false, "the mount is being taken down".into()),
+    };
+    let handle = runtime.handle().clone();
+    let (told, closing) = (fs.notices().clone(), fs.notices().clone());
+    Ok(Served {
+        filesystem: parts.adapter,
+        threads: parts.threads,
+        read_only: !fs.takes_changes(),
+        look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
+        passthrough: Arc::new(passthrough),
+        web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
+        notify: Box::new(move |notifier| notify::start(told, notifier)),
+        close: Box::new(move || {
+            closing.close();
+            drop(fs);
+            if let Some(stage) = stage
+                && let Err(error) = runtime.block_on(stage.drain(DRAIN))
+            {
+                tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+            }
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }),
+    })
 }
 
 fn serve_metrics(handle: &tokio::runtime::Handle, conf: &Conf, background: bool) -> Option<String> {

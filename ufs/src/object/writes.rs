@@ -120,6 +120,9 @@ pub struct Limits {
 /// Changes of objects.
 #[async_trait]
 pub trait ObjectWrites: Send + Sync {
+    /// Names the store and the place in it, so that what was staged for one is never uploaded to another.
+    fn identity(&self) -> String;
+
     /// What the store takes.
     fn limits(&self) -> Limits;
 

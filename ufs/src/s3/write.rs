@@ -375,6 +375,10 @@ impl S3 {
 
 #[async_trait]
 impl ObjectWrites for S3 {
+    fn identity(&self) -> String {
+        format!("{} at {}", self.uri, self.host)
+    }
+
     fn limits(&self) -> Limits {
         LIMITS
     }

@@ -51,6 +51,23 @@ keys! { Scope::Client;
     /// Whether pages are written to the cache after the reader was answered rather than before.
     CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true").reserved();
 
+    /// Whether a mount of an object store takes writes, where the service is S3 or speaks its language. Off in this version:
+    /// what is written is tested below the kernel's interface, and not yet through a mount.
+    OBJECT_WRITES: bool = Decl::named("alluxio.user.object.writes.enabled").default("false");
+
+    /// The directory in which files of object stores are staged while they are written, and until they are uploaded. It is
+    /// best on a disk that outlives the machine's restart: what could not be uploaded waits there for the next mount.
+    STAGE_DIR: PathBuf = Decl::named("alluxio.user.stage.dir")
+        .computed(Environment::stage_dir, "`/var/lib/alluxio-fuse/stage` for root, else the default of `alluxio.user.client.cache.dirs` with `-stage` at its end");
+
+    /// The most that staged files may take on disk. When it is reached writers wait for
+    /// `alluxio.user.ufs.deadline`, and then get ENOSPC; readers are not concerned.
+    STAGE_SIZE: Size = Decl::named("alluxio.user.stage.size").default("10GiB").range(64 << 20, 1 << 50);
+
+    /// Whether close answers before a file of an object store is uploaded. What was closed outlives the process and the
+    /// loss of power, and is uploaded by the next mount at the latest; others see it only then.
+    WRITEBACK: bool = Decl::named("alluxio.user.writeback.enabled").default("false");
+
     /// Whether data that is likely to be read next is fetched ahead of the reader.
     PREFETCH_ENABLED: bool = Decl::named("alluxio.user.prefetch.enabled").default("true");
 

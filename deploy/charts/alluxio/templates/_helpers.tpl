@@ -49,10 +49,9 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{- define "alluxio.etcdImage" -}}
-{{- with .Values.etcd.image -}}
+{{/* An image of others. Call with its values. */}}
+{{- define "alluxio.sidecarImage" -}}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag }}{{ end -}}
-{{- end -}}
 {{- end -}}
 
 {{- define "alluxio.etcdEndpoints" -}}
@@ -94,8 +93,10 @@ alluxio.worker.identity.uuid.file.path={{ first $dirs }}/identity/worker_identit
 {{- if .Values.worker.domainSocket.enabled }}
 alluxio.worker.data.server.domain.socket.address=/opt/domain
 alluxio.worker.data.server.domain.socket.as.uuid=true
-{{- with .Values.worker.domainSocket.allowedUids }}
-alluxio.worker.data.server.domain.socket.allowed.uids={{ join "," . }}
+{{- $uids := .Values.worker.domainSocket.allowedUids }}
+{{- if .Values.csi.enabled }}{{ $uids = append $uids .Values.csi.mounter.runAsUser }}{{ end }}
+{{- with $uids }}
+alluxio.worker.data.server.domain.socket.allowed.uids={{ range $i, $uid := uniq . }}{{ if $i }},{{ end }}{{ int64 $uid }}{{ end }}
 {{- end }}
 {{- end }}
 alluxio.fuse.web.port={{ .Values.fuse.webPort }}

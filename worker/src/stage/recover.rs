@@ -1,0 +1,241 @@
+//! Opens a stage, and goes on with what an earlier process left: uploads, renames, attributes.
+//!
+//! Each storage has directories of its own below the stage directory, each locked by the process that uses it. Whoever
+//! opens takes the first that is free, and what lies in others that nobody uses; so two mounts of one storage on a host
+//! have one each, and what a mount left is found by the next one whichever it takes.
+
+use super::{
+    Caches, Stage, StageOptions,
+    attributes::Attributes,
+    file::{Base, Staged},
+    journal::{FileRecord, Journal, Record},
+    space::Space,
+    turns::Turns,
+    upload::{Upload, rand_bits},
+};
+use common::{Error, ErrorKind, Result, UfsPath, Version, budget::MemoryBudget};
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    num::NonZeroUsize,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+};
+use ufs::UnderStorage;
+
+/// Stages of one storage on one host.
+const MOST: usize = 64;
+/// Directories whose mark is remembered.
+const MARKED: usize = 16_384;
+
+/// Locks the stage directory; none when another process has it.
+fn lock(directory: &Path) -> Result<Option<File>> {
+    let failed = |error| Error::io(format!("stage directory {}", directory.display()), error);
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
+    let file = file.map_err(failed)?;
+    // SAFETY: the descriptor lives as long as `file`; the call takes no pointer.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(Some(file)),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(None),
+            error => Err(failed(error)),
+        },
+    }
+}
+
+/// What stage directories of a storage nobody uses, each with its lock; the first is made when there is none.
+fn free(base: &Path) -> Result<Vec<(PathBuf, File)>> {
+    let mut found = Vec::new();
+    for number in 0..MOST {
+        let directory = base.join(number.to_string());
+        let there = directory.exists();
+        if !there && !found.is_empty() {
+            continue;
+        }
+        found.extend(lock(&directory)?.map(|lock| (directory, lock)));
+    }
+    if found.is_empty() {
+        let why = format!("{MOST} mounts of this storage use it");
+        return Err(Error::new(ErrorKind::Busy, format!("stage directory {}: {why}", base.display())));
+    }
+    Ok(found)
+}
+
+/// Takes over what lies in a stage directory that nobody uses: files first, then their records, then away with the old ones.
+fn adopt(from: &Path, into: &Path, journal: &Journal, next: &AtomicU64) -> Result<BTreeMap<u64, Record>> {
+    let (old, records) = Journal::open(from)?;
+    let mut adopted = BTreeMap::new();
+    for (id, record) in records {
+        let fresh = next.fetch_add(1, Ordering::Relaxed);
+        let (source, target) = (from.join(format!("{id}.data")), into.join(format!("{fresh}.data")));
+        if matches!(record, Record::File(_)) {
+            match std::fs::hard_link(&source, &target) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io(format!("stage file {}", source.display()), error)),
+            }
+        }
+        journal.append(fresh, record.clone(), true)?;
+        old.append(id, Record::Done, false)?;
+        let _ = std::fs::remove_file(&source);
+        adopted.insert(fresh, record);
+    }
+    Ok(adopted)
+}
+
+impl Stage {
+    /// Opens the stage of `storage`, which takes changes of objects, and goes on in the background with what was left.
+    pub(crate) fn open(
+        storage: Arc<dyn UnderStorage>,
+        attributes: Arc<Attributes>,
+        options: StageOptions,
+        budget: Arc<MemoryBudget>,
+        caches: Box<dyn Caches>,
+        handle: Handle,
+    ) -> Result<Arc<Self>> {
+        let Some(objects) = storage.objects() else {
+            let why = "this storage takes no changes";
+            return Err(Error::new(ErrorKind::Unsupported, format!("{}: {why}", storage.uri())));
+        };
+        let name = common::FileId::of(objects.identity().as_bytes()).hex();
+        let base = options.directory.join(&name[..16]);
+        let mut directories = free(&base)?.into_iter();
+        let Some((directory, lock)) = directories.next() else {
+            return Err(Error::new(ErrorKind::Busy, format!("stage directory {}", base.display())));
+        };
+        let (journal, mut records) = Journal::open(&directory)?;
+        let next = AtomicU64::new(records.last_key_value().map_or(1, |(id, _)| id + 1));
+        let ids = Arc::new(AtomicU64::new(u64::MAX / 2));
+        let attribute_ids = records.keys().filter(|id| **id >= u64::MAX / 2).max().copied();
+        if let Some(last) = attribute_ids {
+            ids.store(last + 1, Ordering::Relaxed);
+            let last = records.range(..u64::MAX / 2).next_back().map_or(0, |(id, _)| *id);
+            next.store(last + 1, Ordering::Relaxed);
+        }
+        for (other, _lock) in directories {
+            records.extend(adopt(&other, &directory, &journal, &next)?);
+        }
+        let journal = Arc::new(journal);
+        let capacity = options.capacity;
+        let stage = Arc::new(Self {
+            storage,
+            attributes,
+            options,
+            directory,
+            _lock: lock,
+            journal: journal.clone(),
+            space: Space::new(capacity),
+            budget,
+            parts: Semaphore::new(super::PARTS),
+            turns: Arc::new(Turns::default()),
+            files: Default::default(),
+            marked: parking_lot::Mutex::new(lru::LruCache::new(NonZeroUsize::new(MARKED).unwrap_or(NonZeroUsize::MIN))),
+            caches,
+            handle,
+            next,
+            nonce: rand_bits(),
+            changed: Notify::new(),
+            ended: AtomicBool::new(false),
+        });
+        stage.attributes.keep_in(journal, ids);
+        stage.resume(records)?;
+        stage.keep_up();
+        Ok(stage)
+    }
+
+    fn resume(self: &Arc<Self>, records: BTreeMap<u64, Record>) -> Result<()> {
+        let mut kept = std::collections::HashSet::new();
+        let mut moves = Vec::new();
+        for (id, record) in records {
+            match record {
+                Record::File(record) => {
+                    kept.insert(format!("{id}.data"));
+                    self.resume_file(id, *record)?;
+                }
+                Record::Move(record) => moves.push((id, record)),
+                Record::Attributes(prefix, changes) => self.attributes.resume(id, prefix, changes),
+                Record::Done => {}
+            }
+        }
+        self.sweep(&kept)?;
+        let files: Vec<Arc<Staged>> = self.files.lock().values().cloned().collect();
+        let stage = self.clone();
+        let moving = !moves.is_empty();
+        let all = async move {
+            for (id, record) in moves {
+                while let Err(error) = stage.finish_move(id, &record).await {
+                    tracing::warn!("{} to {}: the rename is not finished yet: {error}", record.from, record.to);
+                    tokio::time::sleep(stage.options.retry_longest).await;
+                }
+                tracing::info!("{} to {}: the rename that was interrupted is settled", record.from, record.to);
+            }
+            if moving {
+                stage.caches.changed_tree(&UfsPath::root());
+            }
+            for staged in files {
+                staged.retry_later(&stage);
+            }
+        };
+        self.handle.spawn(all);
+        Ok(())
+    }
+
+    fn resume_file(self: &Arc<Self>, id: u64, record: FileRecord) -> Result<()> {
+        let path = UfsPath::parse(&record.path)?;
+        let base = match &record.base {
+            Some((version, _, base)) => {
+                Some(Base { path: UfsPath::parse(base)?, version: Version::new(version.as_str()) })
+            }
+            None => None,
+        };
+        let valid = record.base.as_ref().map_or(0, |(_, valid, _)| *valid);
+        let staged = Staged::new(self, id, path.clone(), base, record.size, record.look);
+        {
+            let mut state = staged.state.lock();
+            state.base_valid = valid;
+            state.mark = record.mark;
+            for (start, end) in record.dirty {
+                state.staged.insert(start..end);
+                state.dirty.insert(start..end);
+            }
+            if let Some((upload, mark, parts)) = record.upload {
+                for (_, start, length, _) in &parts {
+                    let mut gone = state.staged.gaps(*start..start + length);
+                    for gap in gone.drain(..) {
+                        state.gone.insert(gap);
+                    }
+                }
+                state.upload = Some(Upload::resumed(upload, mark, parts));
+            }
+            state.changed = 1;
+            state.journalled = true;
+            self.space.take_anyway(state.staged.total());
+        }
+        tracing::info!("{path}: {} bytes from an earlier process are uploaded", record.size);
+        self.files.lock().insert(path, Arc::new(staged));
+        Ok(())
+    }
+
+    /// Removes stage files that no record names: they were never closed, or are in the storage.
+    fn sweep(&self, kept: &std::collections::HashSet<String>) -> Result<()> {
+        let failed = |error| Error::io(format!("stage directory {}", self.directory.display()), error);
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".data") && !kept.contains(&name) {
+                std::fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
