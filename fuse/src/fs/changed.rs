@@ -8,10 +8,7 @@
 //! forgotten instead; the name of a directory is only forgotten when it may be gone, since with a name the kernel drops
 //! what is mounted below it.
 
-use super::{
-    Fs,
-    inode::{Inode, ROOT},
-};
+use super::{Fs, inode::Inode};
 use common::{FileKind, UfsPath};
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, sync::Arc, time::Instant};
@@ -128,12 +125,10 @@ impl Fs {
             roomy &= self.notices.add(self.notices_of(path, below));
         }
         if below {
-            let changed: Vec<_> = self.inodes.all(|_| true);
-            let within = |inode: &Arc<Inode>| {
+            let changed: Vec<_> = self.inodes.all(|inode| {
                 let at = inode.path();
                 paths.iter().any(|path| at.is_within(path))
-            };
-            let changed: Vec<_> = changed.into_iter().filter(within).collect();
+            });
             for inode in &changed {
                 unlist(inode);
             }
@@ -146,13 +141,13 @@ impl Fs {
 
     fn notices_of(&self, path: &UfsPath, below: bool) -> Vec<Notice> {
         let mut notices = Vec::with_capacity(3);
-        let inode = self.known(path);
+        let inode = self.inodes.find_path(path);
         if let Some(inode) = &inode {
             unlist(inode);
             notices.push(Notice::Attributes(inode.id));
         }
         if let (Some(parent), Some(name)) = (path.parent(), path.name())
-            && let Some(parent) = self.known(&parent)
+            && let Some(parent) = self.inodes.find_path(&parent)
         {
             unlist(&parent);
             notices.push(Notice::Attributes(parent.id));
@@ -161,15 +156,6 @@ impl Fs {
             }
         }
         notices
-    }
-
-    /// The node that the kernel knows for a path.
-    fn known(&self, path: &UfsPath) -> Option<Arc<Inode>> {
-        let mut inode = self.inodes.get(ROOT)?;
-        for name in path.names() {
-            inode = self.inodes.find(inode.id, name)?;
-        }
-        Some(inode)
     }
 
     /// Anything may have changed: all attributes are forgotten, and the names age.
