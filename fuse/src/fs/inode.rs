@@ -319,6 +319,11 @@ impl InodeTable {
         self.names(parent, name).lock().get(&KeyRef { parent, name }).cloned()
     }
 
+    /// The inode at this path, if each directory on the way is known. Counts nothing.
+    pub fn find_path(&self, path: &UfsPath) -> Option<Arc<Inode>> {
+        path.names().try_fold(self.get(ROOT)?, |parent, name| self.find(parent.id, name))
+    }
+
     /// The inode that was last known to be this file of this host, under whatever name.
     pub fn find_file(&self, file: LocalId) -> Option<Arc<Inode>> {
         self.files(file).lock().get(&file).cloned()
