@@ -180,7 +180,14 @@ impl Fs {
 
     /// What is told of `inode` while it is open: nobody is asked but the open file itself.
     pub(super) fn attr_of_open(&self, inode: &Arc<Inode>) -> Option<Result<Entry>> {
-        let open = open_attr(inode.state.lock().open.as_deref()?);
+        let open = {
+            let state = inode.state.lock();
+            match (state.open.as_deref(), &state.gone) {
+                (Some(shared), _) => open_attr(shared),
+                (None, Some(gone)) => Open::Attr(gone.clone()),
+                (None, None) => return None,
+            }
+        };
         let attr = match open {
             Open::Attr(attr) => attr,
             Open::Local(file) => match ufs::local::attr_of(&*file) {

@@ -186,6 +186,9 @@ pub struct State {
     pub refused: Option<Instant>,
     /// What all open handles share, from the first open to the last release.
     pub open: Option<Box<Shared>>,
+    /// The last attributes of what has no name any more and is not opened through the daemon, as a pipe or a directory that
+    /// somebody is in.
+    pub gone: Option<Arc<Attr>>,
 }
 
 /// What all open handles of an inode share.

@@ -5,7 +5,7 @@
 
 use super::{Entry, Fs, inode::Inode};
 use common::{
-    FileKind, Result,
+    Attr, FileKind, Result, UfsPath,
     change::{Caller, NewNode, RenameMode},
 };
 use std::sync::Arc;
@@ -60,8 +60,9 @@ impl Fs {
         let parent = self.inode(parent)?;
         let _still = self.tree.read().await;
         let path = self.child(&parent, name)?;
+        let last = self.last_seen(&parent, name, &path);
         self.bounded(&parent, changes.remove_file(&path)).await?;
-        self.removed(&parent, name);
+        self.removed(&parent, name, last);
         Ok(())
     }
 
@@ -74,14 +75,33 @@ impl Fs {
         let parent = self.inode(parent)?;
         let _still = self.tree.read().await;
         let path = self.child(&parent, name)?;
+        let last = self.last_seen(&parent, name, &path);
         self.bounded(&parent, changes.remove_directory(&path)).await?;
-        self.removed(&parent, name);
+        self.removed(&parent, name, last);
         Ok(())
     }
 
-    fn removed(&self, parent: &Arc<Inode>, name: &[u8]) {
+    /// What a local file that is not opened through the daemon will show once this name of it is gone.
+    fn last_seen(&self, parent: &Inode, name: &[u8], path: &UfsPath) -> Option<Arc<Attr>> {
+        let inode = self.inodes.find(parent.id, name)?;
+        if inode.local.is_none() || matches!(inode.kind, FileKind::File | FileKind::Symlink) {
+            return None;
+        }
+        let mut attr = (*self.worker().attr_now(path)?.ok()?).clone();
+        attr.nlink = if attr.is_dir() { 0 } else { attr.nlink.saturating_sub(1) };
+        Some(Arc::new(attr))
+    }
+
+    fn removed(&self, parent: &Arc<Inode>, name: &[u8], last: Option<Arc<Attr>>) {
         if let Some(inode) = self.inodes.remove(parent, name) {
-            self.unsettled(&inode);
+            self.lost(&inode, last);
+        }
+    }
+
+    fn lost(&self, inode: &Arc<Inode>, last: Option<Arc<Attr>>) {
+        self.unsettled(inode);
+        if inode.is_nameless() {
+            inode.state.lock().gone = last;
         }
     }
 
@@ -105,11 +125,15 @@ impl Fs {
             _still = Some(self.tree.read().await);
         }
         let (old_path, new_path) = (self.child(&old_parent, old)?, self.child(&new_parent, new)?);
-        self.bounded(&old_parent, changes.rename(&old_path, &new_path, how)).await?;
         let exchange = how == RenameMode::Exchange;
+        let last = if exchange { None } else { self.last_seen(&new_parent, new, &new_path) };
+        self.bounded(&old_parent, changes.rename(&old_path, &new_path, how)).await?;
         let beaten = self.inodes.rename((&old_parent, old), (&new_parent, new), exchange);
-        for inode in moved.iter().flatten().chain(&beaten) {
+        for inode in moved.iter().flatten() {
             self.unsettled(inode);
+        }
+        if let Some(beaten) = &beaten {
+            self.lost(beaten, last);
         }
         Ok(())
     }
