@@ -49,7 +49,9 @@ impl Place {
         };
         let mut mounting = mounting.cache(self.cache.path()).at(&self.point.path());
         if self.kind == Kind::S3 {
-            mounting = mounting.option(format!("alluxio.user.stage.dir={}", self.stage.path().display()));
+            mounting = mounting
+                .option(format!("alluxio.user.stage.dir={}", self.stage.path().display()))
+                .option("alluxio.user.object.writes.enabled=true");
         }
         self.mount = Some(mounting.start());
     }
