@@ -81,12 +81,16 @@ fn memory(worker: &Arc<MemoryWorker>) -> Option<Mounted> {
 }
 
 fn local(directory: &Path, settings: &[(&str, &str)]) -> Option<Mounted> {
+    mount_of(directory, settings, false)
+}
+
+fn mount_of(directory: &Path, settings: &[(&str, &str)], read_only: bool) -> Option<Mounted> {
     let mut conf = Conf::builder();
     for (name, value) in settings {
         conf = conf.set(name, value, Source::CommandLine("-o".into()));
     }
     let uri = UfsUri::parse(directory.to_str().unwrap()).unwrap();
-    let plan = MountPlan { uri, conf: conf.load().unwrap(), ufs_options: Vec::new(), read_only: false };
+    let plan = MountPlan { uri, conf: conf.load().unwrap(), ufs_options: Vec::new(), read_only };
     Mounted::new(filesystem(&plan).unwrap())
 }
 
@@ -190,7 +194,7 @@ fn a_local_directory_is_the_same_through_the_mount() {
 #[test]
 fn whatever_writes_is_answered_erofs() {
     let source = sample();
-    let Some(mounted) = local(source.path(), &[]) else { return };
+    let Some(mounted) = mount_of(source.path(), &[], true) else { return };
     let small = mounted.path("small");
     assert_eq!(errno(fs::write(&small, b"x")), Some(libc::EROFS));
     assert_eq!(errno(File::options().append(true).open(&small)), Some(libc::EROFS));

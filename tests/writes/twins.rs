@@ -160,7 +160,8 @@ impl Twin {
                 () => String::new(),
             };
             let size = if kind.is_dir() { 0 } else { meta.len() };
-            let time = if meta.mtime() < 1_000_000 { meta.mtime() } else { 0 };
+            // What goes through a pipe is between its programs and the kernel; the file system below hears nothing of it.
+            let time = if meta.mtime() < 1_000_000 && !kind.is_fifo() { meta.mtime() } else { 0 };
             let line = format!("{file} {:o} {} {size} {time} {bytes}", meta.mode(), meta.nlink());
             all.insert(entry.path().strip_prefix(&self.root).unwrap().to_owned(), line);
         }
