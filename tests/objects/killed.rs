@@ -20,11 +20,11 @@ fn content(name: &str, generation: u64) -> Vec<u8> {
     line.repeat(1 + (generation as usize * 7919) % 9_000).into_bytes()
 }
 
-/// The generations of one file: the last that was acknowledged, and the last that was begun.
-#[derive(Debug, Clone, Copy, Default)]
+/// The generations of one file: the last that was acknowledged, and those begun since.
+#[derive(Debug, Clone, Default)]
 struct Written {
     acknowledged: u64,
-    begun: u64,
+    begun: Vec<u64>,
 }
 
 type Log = Mutex<BTreeMap<String, Written>>;
@@ -39,7 +39,7 @@ fn write_until_dead(root: &Path, writer: u64, first: u64, log: &Log) {
         let name = format!("writer-{writer}/file-{}", generation % 5);
         let path = root.join(&name);
         let bytes = content(&name, generation);
-        log.lock().unwrap().entry(name.clone()).or_default().begun = generation;
+        log.lock().unwrap().entry(name.clone()).or_default().begun.push(generation);
         let wrote = (|| -> std::io::Result<()> {
             if generation % 3 == 0 {
                 // As a checkpoint is written.
@@ -57,7 +57,7 @@ fn write_until_dead(root: &Path, writer: u64, first: u64, log: &Log) {
         })();
         match wrote {
             Ok(()) => {
-                log.lock().unwrap().entry(name).or_default().acknowledged = generation;
+                log.lock().unwrap().insert(name, Written { acknowledged: generation, begun: Vec::new() });
             }
             Err(_) => return,
         }
@@ -94,7 +94,7 @@ fn run(kind: Kind, kills: u64) {
                 fs::read(place.join(name)).unwrap_or_else(|error| panic!("kill {kill}: {name}, {written:?}: {error}"));
             // It may have been in the middle of being replaced when the daemon died: then it is newer, or a beginning.
             let whole = found == content(name, written.acknowledged);
-            let newer = content(name, written.begun).starts_with(&found) && written.begun > written.acknowledged;
+            let newer = written.begun.iter().any(|begun| content(name, *begun).starts_with(&found));
             assert!(whole || newer, "kill {kill}: {name}: {} bytes, not of {written:?}", found.len());
             synced += 1;
         }
