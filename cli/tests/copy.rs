@@ -77,10 +77,10 @@ fn mistakes_are_one_line_and_change_nothing() {
 
 #[test]
 fn buckets_are_copied_and_a_failed_copy_leaves_nothing() {
-    let server = Server::start(Options::with_buckets(["b"])).unwrap();
+    let server = Server::start(Options::with_buckets(["bucket"])).unwrap();
     let large: Vec<u8> = (0..9_000_000u32).map(|number| (number % 251) as u8).collect();
-    server.put("b", "p/large", large.clone()).unwrap();
-    server.put("b", "p/q/small", b"small".to_vec()).unwrap();
+    server.put("bucket", "p/large", large.clone()).unwrap();
+    server.put("bucket", "p/q/small", b"small".to_vec()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let endpoint = format!("alluxio.underfs.s3.endpoint={}", server.url());
     let options = ["-D", &endpoint, "-D", "s3a.accessKeyId=a", "-D", "s3a.secretKey=b"];
@@ -88,7 +88,7 @@ fn buckets_are_copied_and_a_failed_copy_leaves_nothing() {
         options.iter().chain(words).map(|word| (*word).to_owned()).collect()
     };
     let to = dir.path().join("to");
-    let mut words = with(&["fs", "cp", "-R", "s3://b/p"]);
+    let mut words = with(&["fs", "cp", "-R", "s3://bucket/p"]);
     words.push(text(&to).to_owned());
     good(&words.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(fs::read(to.join("large")).unwrap() == large);

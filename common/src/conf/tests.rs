@@ -125,7 +125,7 @@ fn unknown_keys_are_warnings_with_the_nearest_key() {
         .set("s3a.secretkey", "1", cli())
         .set("alluxio.something.entirely.different.from.all", "1", cli())
         .set("log4j.rootLogger", "1", cli())
-        .set("alluxio.user.file.segment.enabled", "true", cli())
+        .set("alluxio.fuse.special.command.enabled", "true", cli())
         .load()
         .unwrap();
     let warnings = conf.warnings();
