@@ -101,7 +101,7 @@ fn buckets_are_copied_and_a_failed_copy_leaves_nothing() {
     let script = format!("trap '' XFSZ; ulimit -f 1000; exec \"{program}\" \"$@\"");
     let output = Command::new("sh")
         .args(["-c", &script, "sh"])
-        .args(with(&["fs", "cp", "s3://b/p/large"]))
+        .args(with(&["fs", "cp", "s3://bucket/p/large"]))
         .arg(&limited)
         .env_clear()
         .env("ALLUXIO_CONF_DIR", "/nonexistent")
