@@ -62,7 +62,7 @@ fn some_step(random: &mut StdRng, kind: Kind) -> Step {
         // An object store has neither; that they are refused there is tested elsewhere.
         70..=72 if kind != Kind::S3 => Step::Exchange(path, some_path(random)),
         73..=76 if kind != Kind::S3 => Step::Link(path, some_path(random)),
-        70..=79 => Step::Symlink(["a", "../b", "no such/thing"].choose(random).expect("not empty"), path),
+        70..=79 => Step::Symlink(["a", "./b", "no such/thing"].choose(random).expect("not empty"), path),
         80..=83 => Step::Mode { path, mode: *[0o600, 0o644, 0o755, 0o1777].choose(random).expect("not empty") },
         84..=86 => Step::Times { path, seconds: random.random_range(-5..2_000_000_000) },
         87..=88 => Step::SetXattr { path, value: fill },
