@@ -49,8 +49,6 @@ pub fn http(options: &UfsOptions, secure: bool, ca_file: Option<&Path>) -> Resul
         // Below the idle limits of the common services, so that a connection is rarely closed while it is taken.
         .pool_idle_timeout(Duration::from_secs(15))
         .pool_max_idle_per_host(options.concurrency)
-        // A reading connection has a buffer of this size, beside the memory budget; by default it grows to 408 KiB.
-        .http1_max_buf_size(256 << 10)
         .build(connector))
 }
 

@@ -32,6 +32,8 @@ use std::{fmt::Write, ops::Range, time::Duration};
 const ANSWER: usize = 1 << 20;
 /// How long a service may take to put parts together or to copy, without a word.
 const THINKING: Duration = Duration::from_secs(120);
+/// How long it is asked why a body could not be sent.
+const VERDICT: Duration = Duration::from_secs(10);
 /// Keys that are removed by one request.
 const TOGETHER: usize = 1000;
 /// Requests of one call at the same time.
@@ -167,6 +169,18 @@ fn etag_of(answer: &Answer) -> Option<String> {
 impl S3 {
     fn what(&self, verb: &str, key: &str) -> String {
         format!("{verb} s3://{}/{key}", self.uri.authority())
+    }
+
+    /// What to say of a body that could not be sent. A service that turns a request down before it has taken the body closes
+    /// the connection, and its answer is lost with it; a request without a body brings the answer.
+    async fn verdict(&self, what: &str, key: &str, error: Error) -> Error {
+        if error.kind() != ErrorKind::Unavailable {
+            return error;
+        }
+        match tokio::time::timeout(VERDICT, self.client.found(UfsOp::Stat, what, key)).await {
+            Ok(Err(why)) if why.kind() == ErrorKind::PermissionDenied => why,
+            _ => error,
+        }
     }
 
     /// The place of a path that is to be written.
@@ -424,7 +438,10 @@ impl ObjectWrites for S3 {
 
     async fn put(&self, key: &str, body: &Body, metadata: &Metadata, condition: &Condition) -> Result<Stored> {
         let what = self.what("write", key);
-        observe(UfsOp::Put, self.put_once(&what, key, body, metadata, condition)).await
+        match observe(UfsOp::Put, self.put_once(&what, key, body, metadata, condition)).await {
+            Err(error) => Err(self.verdict(&what, key, error).await),
+            done => done,
+        }
     }
 
     async fn begin(&self, key: &str, metadata: &Metadata) -> Result<String> {
@@ -462,7 +479,7 @@ impl ObjectWrites for S3 {
             body: Some(&payload),
             ..Default::default()
         };
-        observe(UfsOp::Upload, async {
+        let sent = observe(UfsOp::Upload, async {
             let mut attempts = self.client.long(body.len());
             let answer = self.client.call(UfsOp::Upload, &what, &request, &mut attempts).await?;
             let etag = etag_of(&answer).ok_or_else(|| {
@@ -470,8 +487,11 @@ impl ObjectWrites for S3 {
             })?;
             answer.text(&what, ANSWER).await?;
             Ok(Part { number, etag })
-        })
-        .await
+        });
+        match sent.await {
+            Err(error) => Err(self.verdict(&what, key, error).await),
+            done => done,
+        }
     }
 
     async fn part_copy(

@@ -49,7 +49,8 @@ fn keys_that_expire_during_an_upload_fail_the_close_and_no_more() {
     mount.run(handle.write(0, Bytes::from(bytes.clone()))).unwrap();
     until("it is being sent", || server.count(Operation::UploadPart) > 0);
     server.set_credentials(vec![Credentials::new("AK", "SK").expires(SystemTime::now() - Duration::from_secs(1))]);
-    assert_eq!(mount.run(handle.flush()).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    let error = mount.run(handle.flush()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
     server.set_credentials(vec![Credentials::new("AK", "SK")]);
     mount.run(handle.flush()).unwrap();
     assert!(object(&server, "f").unwrap() == bytes);
