@@ -173,11 +173,11 @@ impl S3 {
 
     /// What to say of a body that could not be sent. A service that turns a request down before it has taken the body closes
     /// the connection, and its answer is lost with it; a request without a body brings the answer.
-    async fn verdict(&self, what: &str, key: &str, error: Error) -> Error {
+    async fn verdict(&self, key: &str, error: Error) -> Error {
         if error.kind() != ErrorKind::Unavailable {
             return error;
         }
-        match tokio::time::timeout(VERDICT, self.client.found(UfsOp::Stat, what, key)).await {
+        match tokio::time::timeout(VERDICT, self.get(key, 1)).await {
             Ok(Err(why)) if why.kind() == ErrorKind::PermissionDenied => why,
             _ => error,
         }
@@ -439,7 +439,7 @@ impl ObjectWrites for S3 {
     async fn put(&self, key: &str, body: &Body, metadata: &Metadata, condition: &Condition) -> Result<Stored> {
         let what = self.what("write", key);
         match observe(UfsOp::Put, self.put_once(&what, key, body, metadata, condition)).await {
-            Err(error) => Err(self.verdict(&what, key, error).await),
+            Err(error) => Err(self.verdict(key, error).await),
             done => done,
         }
     }
@@ -489,7 +489,7 @@ impl ObjectWrites for S3 {
             Ok(Part { number, etag })
         });
         match sent.await {
-            Err(error) => Err(self.verdict(&what, key, error).await),
+            Err(error) => Err(self.verdict(key, error).await),
             done => done,
         }
     }
