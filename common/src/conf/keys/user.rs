@@ -55,8 +55,8 @@ keys! { Scope::Client;
     /// Whether pages are written to the cache after the reader was answered rather than before.
     CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true").reserved();
 
-    /// Whether a mount of an object store takes writes, where the service is S3 or speaks its language. Off in this version:
-    /// what is written is tested below the kernel's interface, and not yet through a mount.
+    /// Whether a mount of an object store takes writes, where the service is S3 or speaks its language. Other
+    /// services take none either way.
     OBJECT_WRITES: bool = Decl::named("alluxio.user.object.writes.enabled").default("false");
 
     /// The directory in which files of object stores are staged while they are written, and until they are uploaded. It is
