@@ -34,10 +34,11 @@ impl Fs {
             }
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.set_attr(&path, change)).await
+                let path = self.place(&inode)?;
+                let done = self.bounded(&inode, changes.set_attr(&path, change)).await;
+                (path, done)
             };
             match done {
                 Ok(attr) => return Ok(self.changed(&inode, &attr)),

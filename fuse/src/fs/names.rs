@@ -32,9 +32,9 @@ impl Fs {
         let changes = self.changes()?;
         let (inode, parent) = (self.inode(id)?, self.inode(parent)?);
         loop {
-            let existing = self.place(&inode)?;
-            let linked = {
+            let (existing, linked) = {
                 let _still = self.tree.read().await;
+                let existing = self.place(&inode)?;
                 let path = self.child(&parent, name)?;
                 match self.bounded(&parent, changes.link(&existing, &path)).await {
                     Ok(attr) => {
@@ -42,7 +42,7 @@ impl Fs {
                         let inode = self.inodes.remember(&parent, name, linked, Some(&inode), 1);
                         return Ok(self.changed(&inode, &attr));
                     }
-                    Err(error) => error,
+                    Err(error) => (existing, error),
                 }
             };
             if !self.has_moved(&inode, &existing, &linked).await {

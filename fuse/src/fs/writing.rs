@@ -58,10 +58,11 @@ impl Fs {
                 return self.conclude_writing(&inode, OpenedForWriting::Local(file?), flags, caller, registrar);
             }
             self.make_room_for_writer(&inode)?;
-            let path = self.place(&inode)?;
-            let opened = {
+            let (path, opened) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.open(&path, flags)).await
+                let path = self.place(&inode)?;
+                let opened = self.bounded(&inode, changes.open(&path, flags)).await;
+                (path, opened)
             };
             match opened {
                 Ok(opened) => return self.conclude_writing(&inode, opened, flags, caller, registrar),

@@ -73,10 +73,11 @@ impl Fs {
             return ufs::local::set_xattr(&*file, name, value, how).map_err(|errno| failed(&inode, errno));
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.set_xattr(&path, name, value, how)).await
+                let path = self.place(&inode)?;
+                let done = self.bounded(&inode, changes.set_xattr(&path, name, value, how)).await;
+                (path, done)
             };
             match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
@@ -96,10 +97,11 @@ impl Fs {
             return ufs::local::remove_xattr(&*file, name).map_err(|errno| failed(&inode, errno));
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.remove_xattr(&path, name)).await
+                let path = self.place(&inode)?;
+                let done = self.bounded(&inode, changes.remove_xattr(&path, name)).await;
+                (path, done)
             };
             match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
