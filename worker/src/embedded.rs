@@ -244,7 +244,11 @@ impl Inner {
         let advice = self.lister.missed(&dir);
         // A listing that is still fresh, but says no more that names are absent, is repeated only when that is cheap.
         let known = self.cache.listing(&dir).is_some_and(|listing| listing.batches().len() > RELISTED);
-        if advice == Advice::List && !known {
+        let outdated = self.cache.is_worth_refreshing(&dir);
+        if outdated {
+            self.lister.refresh_others();
+        }
+        if (advice == Advice::List || outdated) && !known {
             // Whoever lists it already, for a reader or another lookup, is joined.
             let (flight, _) = self.lister.start(&dir, Wanted::Lookup);
             if let Some(answer) = self.wait_for(&flight, path, name).await {
