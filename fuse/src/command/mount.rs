@@ -268,10 +268,11 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         close: Box::new(move || {
             closing.close();
             drop(fs);
-            if let Some(stage) = stage
-                && let Err(error) = runtime.block_on(stage.drain(DRAIN))
-            {
-                tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+            if let Some(stage) = stage {
+                if let Err(error) = runtime.block_on(stage.drain(DRAIN)) {
+                    tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+                }
+                stage.end();
             }
             runtime.shutdown_timeout(Duration::from_secs(5));
         }),

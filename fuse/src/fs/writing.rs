@@ -310,6 +310,7 @@ impl Fs {
     /// Why what was written could not be published.
     pub async fn flush(&self, id: u64, handle: u64) -> Result<()> {
         match self.target(id, handle) {
+            Ok((_, Target::Staged(staged))) if staged.keeps_deadlines() => staged.flush().await,
             Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.flush()).await,
             _ => Ok(()),
         }
@@ -321,6 +322,7 @@ impl Fs {
     /// Whatever the storage says.
     pub async fn sync(&self, id: u64, handle: u64, data_only: bool) -> Result<()> {
         match self.target(id, handle) {
+            Ok((_, Target::Staged(staged))) if staged.keeps_deadlines() => staged.sync(data_only).await,
             Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.sync(data_only)).await,
             Ok((inode, Target::Local(file))) => {
                 let sync = move || if data_only { file.sync_data() } else { file.sync_all() };

@@ -165,7 +165,7 @@ async fn many_keys_are_listed_and_removed() {
     let (mut keys, mut token) = (Vec::new(), None);
     loop {
         let page = objects.keys(&prefix, token.as_deref(), 1000).await.unwrap();
-        keys.extend(page.keys.into_iter().map(|(key, ..)| key));
+        keys.extend(page.keys.into_iter().map(|listed| listed.key));
         token = page.next;
         if token.is_none() {
             break;
