@@ -22,6 +22,7 @@ mod journal;
 mod names;
 pub mod options;
 mod overlay;
+mod permission;
 mod publish;
 mod ranges;
 mod recover;
@@ -43,6 +44,7 @@ use common::{Attr, Error, ErrorKind, Result, Timestamp, UfsPath, budget::MemoryB
 use file::Staged;
 use journal::{Journal, MoveRecord, Record};
 use parking_lot::Mutex;
+use permission::Permission;
 use space::Space;
 use std::{
     collections::HashMap,
@@ -107,6 +109,9 @@ pub struct Stage {
     files: Mutex<HashMap<UfsPath, Arc<Staged>>>,
     /// Directories that have a mark of their own, as far as that was seen to.
     marked: Mutex<lru::LruCache<String, ()>>,
+    permission: Permission,
+    /// Counts parts and files that were sent: who waits for all of them sees that it goes on.
+    steps: AtomicU64,
     /// Renames that failed between their copies and the removal of the old names; the next mount goes on with them.
     moves: Mutex<Vec<(u64, MoveRecord)>>,
     /// What the journal names and the stage directory has not.
@@ -274,8 +279,8 @@ impl Stage {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until everything is in the storage, `limit` at most. Fails with the reason why something is not: it stays in
-    /// the stage, and the next mount goes on with it.
+    /// Waits until everything is in the storage, for as long as something gets there within `limit`. Fails with the reason
+    /// why something is not: it stays in the stage, and the next mount goes on with it.
     pub async fn drain(self: &Arc<Self>, limit: Duration) -> Result<()> {
         let all = async {
             loop {
@@ -286,23 +291,32 @@ impl Stage {
                 if !self.files.lock().values().any(|staged| staged.state.lock().is_dirty()) {
                     return result;
                 }
-                // Looked at again without a sign too: what failed is tried again.
-                let _ = tokio::time::timeout(Duration::from_millis(200), changed).await;
+                // Looked at again without a sign too: what failed is tried again, though not at once.
+                let pause = Duration::from_millis(if result.is_ok() { 200 } else { 1000 });
+                let _ = tokio::time::timeout(pause, changed).await;
             }
         };
-        let done = tokio::time::timeout(limit, all).await;
-        done.unwrap_or_else(|_| {
-            let pending = self.pending();
-            let first = pending.first().map_or(String::new(), |first| match &first.failure {
-                Some((error, _)) => format!(", first {}: {error}", first.path),
-                None => format!(", first {}", first.path),
-            });
-            let count = pending.len();
-            Err(Error::new(
-                ErrorKind::TimedOut,
-                format!("{count} files are not uploaded{first}; they stay in {}", self.directory.display()),
-            ))
-        })
+        let stalled = async {
+            loop {
+                let steps = self.steps.load(Ordering::Relaxed);
+                tokio::time::sleep(limit).await;
+                if self.steps.load(Ordering::Relaxed) == steps {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            done = all => return done,
+            () = stalled => {}
+        }
+        let pending = self.pending();
+        let first = pending.first().map_or(String::new(), |first| match &first.failure {
+            Some((error, _)) => format!(", first {}: {error}", first.path),
+            None => format!(", first {}", first.path),
+        });
+        let count = pending.len();
+        let why = format!("{count} files are not uploaded{first}; they stay in {}", self.directory.display());
+        Err(Error::new(ErrorKind::TimedOut, why))
     }
 }
 

@@ -27,6 +27,7 @@ impl Changes for ObjectChanges {
     async fn create(&self, path: &UfsPath, flags: i32, mode: u32, caller: Caller) -> Result<OpenedForWriting> {
         let stage = &self.0;
         stage.check(path)?;
+        stage.may_write(path).await?;
         let _turn = stage.turns.take(vec![Claim::name(path)]).await;
         if stage.at(path, false).await?.is_some() {
             if flags & libc::O_EXCL != 0 {
@@ -46,6 +47,7 @@ impl Changes for ObjectChanges {
 
     async fn open(&self, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
         self.0.check(path)?;
+        self.0.may_write(path).await?;
         let _turn = self.0.turns.take(vec![Claim::name(path)]).await;
         self.0.open_staged(path, flags).await
     }

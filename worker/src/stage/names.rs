@@ -237,6 +237,7 @@ impl Stage {
             }
         }
         let attr = self.at(path, false).await?.ok_or_else(|| missing(path))?;
+        self.may_write(path).await?;
         let version = (!attr.is_dir()).then_some(&attr.version);
         let mut look = self.attributes.look(path, version).await?.unwrap_or_default();
         if look.kind.is_none() && !matches!(attr.kind, FileKind::File | FileKind::Directory) {
@@ -423,6 +424,7 @@ impl Stage {
         let _turn = stage.turns.take(vec![Claim::name(path)]).await;
         if let Some(size) = change.size {
             stage.check(path)?;
+            stage.may_write(path).await?;
             let opened = stage.open_staged(path, 0).await?;
             let staged = stage.staged(path).ok_or_else(|| missing(path))?;
             if staged.state.lock().size != size {

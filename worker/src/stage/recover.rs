@@ -143,6 +143,8 @@ impl Stage {
             turns: Arc::new(Turns::default()),
             files: Default::default(),
             marked: parking_lot::Mutex::new(lru::LruCache::new(NonZeroUsize::new(MARKED).unwrap_or(NonZeroUsize::MIN))),
+            permission: Default::default(),
+            steps: AtomicU64::new(0),
             moves: Default::default(),
             lost: Default::default(),
             caches,

@@ -302,8 +302,14 @@ impl Staged {
         }
         let sent = sent?;
         metrics().ufs_written_bytes.inc_by(length);
-        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.stepped(stage);
         Ok(sent)
+    }
+
+    /// Something was sent.
+    fn stepped(&self, stage: &Stage) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        stage.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What of a range only the object has. Fails when bytes of it are given up here: they are in a part that is sent, which
@@ -372,6 +378,7 @@ impl Staged {
             )
         };
         let key = stage.objects().key(&path)?;
+        stage.overtaken(&key)?;
         self.file()?.set_len(size).map_err(|error| Error::io(format!("{path}: stage file"), error))?;
         if size <= stage.options.put_max && !has_gone {
             if let Some(upload) = upload {
@@ -386,7 +393,7 @@ impl Staged {
             let body = Body::Bytes(bytes.clone());
             let stored = stage.objects().put(&key, &body, &metadata, &Condition::Any).await?;
             metrics().ufs_written_bytes.inc_by(size);
-            self.steps.fetch_add(1, Ordering::Relaxed);
+            self.stepped(stage);
             return Ok((stored.version, Some(bytes)));
         }
         // An upload that was planned for another state is of no use any more.

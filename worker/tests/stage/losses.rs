@@ -275,12 +275,12 @@ fn staged_bytes_that_are_missing_are_told_and_not_made_up() {
         }
         // It is told until the name is written anew or removed.
         let mount = Mount::new(&server, directory.path());
-        mount.write("f", b"anew").unwrap();
+        mount.write("f", b"anew, the file").unwrap();
         assert!(mount.stage.pending().is_empty());
         mount.kill();
         let mount = Mount::new(&server, directory.path());
         assert!(mount.stage.pending().is_empty());
-        assert_eq!(object(&server, "f").unwrap(), b"anew");
+        assert_eq!(object(&server, "f").unwrap(), b"anew, the file");
     }
 }
 
