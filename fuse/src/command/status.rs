@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn what_is_not_uploaded_is_named() {
-        let file = |failure| worker::Pending { path: common::UfsPath::parse("d/f").unwrap(), size: 2048, failure };
+        let file =
+            |failure| worker::stage::Pending { path: common::UfsPath::parse("d/f").unwrap(), size: 2048, failure };
         let denied = common::Error::new(common::ErrorKind::PermissionDenied, "access is denied");
         let at = common::Timestamp { sec: 5, nsec: 0 };
         let mut pending = vec![file(None); 25];

@@ -124,7 +124,7 @@ impl Uploads {
     const SHOWN: usize = 600;
 
     /// Of what a stage says.
-    pub fn of(pending: Vec<worker::Pending>) -> Self {
+    pub fn of(pending: Vec<worker::stage::Pending>) -> Self {
         let shorten = |text: String| match text.char_indices().nth(Self::SHOWN) {
             Some((at, _)) => format!("{}...", &text[..at]),
             None => text,
