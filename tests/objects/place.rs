@@ -49,9 +49,7 @@ impl Place {
         };
         let mut mounting = mounting.cache(self.cache.path()).at(&self.point.path());
         if self.kind == Kind::S3 {
-            mounting = mounting
-                .option(format!("alluxio.user.stage.dir={}", self.stage.path().display()))
-                .option("alluxio.user.object.writes.enabled=true");
+            mounting = mounting.option(format!("alluxio.user.stage.dir={}", self.stage.path().display()));
         }
         self.mount = Some(mounting.start());
     }

@@ -161,7 +161,6 @@ fn a_stage_without_room_answers_enospc_and_readers_go_on() {
     let disk = Tmpfs::new(24 << 20);
     let mount = store
         .mount("")
-        .option("alluxio.user.object.writes.enabled=true")
         .option("alluxio.user.ufs.deadline=1s")
         .option(format!("alluxio.user.stage.dir={}", disk.path().display()))
         .start();
@@ -188,8 +187,7 @@ fn with_write_back_close_answers_first_and_umount_waits() {
         return;
     }
     let store = Store::start();
-    let mount =
-        store.mount("").option("alluxio.user.object.writes.enabled=true").option("writeback").start_in_background();
+    let mount = store.mount("").option("writeback").start_in_background();
     let slow = Fault::new(Action::Delay(Duration::from_secs(3))).on(Operation::PutObject);
     let slow = store.fault(slow);
     for number in 0..20 {
