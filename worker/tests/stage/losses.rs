@@ -28,7 +28,8 @@ fn stream(mount: &Mount, handle: &Arc<dyn WriteHandle>, bytes: &[u8]) {
     }
 }
 
-fn data_files(directory: &Path) -> Vec<std::path::PathBuf> {
+/// The stage files below a directory.
+pub fn data_files(directory: &Path) -> Vec<std::path::PathBuf> {
     let entries = walkdir::WalkDir::new(directory).into_iter().filter_map(Result::ok);
     entries
         .map(|entry| entry.path().to_owned())
