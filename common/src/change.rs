@@ -148,6 +148,12 @@ pub trait WriteHandle: Send + Sync {
 
     /// What fsync(2) promises: [`flush`](Self::flush), and it outlives the loss of power.
     async fn sync(&self, data_only: bool) -> Result<()>;
+
+    /// Whether [`flush`](Self::flush) and [`sync`](Self::sync) end by themselves, later the more there is to publish: then
+    /// nobody else limits them.
+    fn keeps_deadlines(&self) -> bool {
+        false
+    }
 }
 
 /// Changes below one under storage. Paths are relative to its root.

@@ -138,11 +138,20 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     );
     let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), settings, handle.clone());
     let stage = match attributes.filter(|_| storage.objects().is_some() && !plan.read_only) {
-        Some(attributes) => {
-            let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
-            let taken = worker.take_changes(attributes, staging);
-            Some(taken.map_err(|error| Error::new(error.kind(), format!("{error}{hint}")))?)
-        }
+        Some(attributes) => match worker.take_changes(attributes, staging) {
+            Ok(stage) => Some(stage),
+            // Nobody asked for it, so it keeps nobody from reading.
+            Err(error) if !conf.is_set(&user::STAGE_DIR) && !conf.is_set(&user::OBJECT_WRITES) => {
+                tracing::warn!(
+                    "mounted for reading only: {error}; to write give a directory by alluxio.user.stage.dir"
+                );
+                None
+            }
+            Err(error) => {
+                let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
+                return Err(Error::new(error.kind(), format!("{error}{hint}")));
+            }
+        },
         None => None,
     };
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));

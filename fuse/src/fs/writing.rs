@@ -334,6 +334,7 @@ impl Fs {
     pub async fn flush(&self, id: u64, handle: u64) -> Result<()> {
         let (inode, target) = self.target(id, handle)?;
         match target {
+            Target::Staged(staged) if staged.keeps_deadlines() => staged.flush().await,
             Target::Staged(staged) => self.bounded(&inode, staged.flush()).await,
             Target::Local(file) if self.files.get(handle)?.writes => {
                 self.on_thread(&inode, move || Ok(ufs::local::close_once(&file)?)).await
@@ -350,6 +351,7 @@ impl Fs {
         let sync = move |file: &File| if data_only { file.sync_data() } else { file.sync_all() };
         let (inode, target) = self.target(id, handle)?;
         match target {
+            Target::Staged(staged) if staged.keeps_deadlines() => staged.sync(data_only).await,
             Target::Staged(staged) => self.bounded(&inode, staged.sync(data_only)).await,
             Target::Local(file) => self.on_thread(&inode, move || sync(&file)).await,
             // Opened anew: to be told of an error through the file of another handle would take it from that one.
