@@ -32,7 +32,7 @@ impl Mounted {
     pub fn new(entry: &MountEntry, view: Arc<View>, options: ClusterOptions, conf: &Conf) -> Result<Self> {
         let uri = UfsUri::parse(&entry.ufs)?;
         let ufs = storage_options(conf, &uri, entry)?;
-        Ok(Self { storage: uri.to_string().into(), uri, view, options, ufs, direct: OnceLock::new() })
+        Ok(Self { storage: uri.text().into(), uri, view, options, ufs, direct: OnceLock::new() })
     }
 
     /// The storage's URI, as workers are told of it.
@@ -162,6 +162,8 @@ impl Mounted {
                 Err(error) if is_worker_failure(&error) => {}
                 // Its handles are gone with a restart: the next connection opens anew.
                 Err(error) if error.kind() == ErrorKind::BadHandle => {}
+                // It is the worker that has no room for one more.
+                Err(error) if error.kind() == ErrorKind::TooManyFiles => {}
                 Err(error) => return Err(error),
             }
             if !counting.wants_more {
