@@ -11,11 +11,7 @@
 pub mod handle;
 pub mod lane;
 
-use super::{
-    Namespace,
-    link::Link,
-    mounted::{ATTEMPTS, Mounted},
-};
+use super::{Namespace, link::Link, mounted::Mounted};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
@@ -38,7 +34,7 @@ impl Mounted {
             change: Some(change),
         };
         let mut why = None;
-        for link in self.owners(path, ATTEMPTS) {
+        for link in self.writers(path) {
             match link.lane().ask(&link, async |client| client.alter(request.clone()).await).await {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => why = Some(self.next(path, failure, again)?),
@@ -57,7 +53,7 @@ impl Mounted {
         // To make a file that must not be there is the one thing here that cannot be done twice.
         let again = !(create.is_some() && flags & libc::O_EXCL != 0) && create.is_none_or(|create| !create.unnamed);
         let mut why = None;
-        for link in self.owners(path, ATTEMPTS) {
+        for link in self.writers(path) {
             let opened = match link.lane().session(&link).await {
                 Ok(session) => {
                     let request = proto::OpenRequest {
