@@ -159,7 +159,10 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
     let client = Client::new(worker.clone(), budget, client_options, handle);
     let fs = Fs::new(client, fs_options);
-    follow_changes(storage, &worker, &fs);
+    // Where nothing is kept there is nothing to forget; and a kernel that is told of its own changes drops inodes that it uses.
+    if !shared {
+        follow_changes(storage, &worker, &fs);
+    }
     let upkeep = Upkeep::new(&fs, Some((&worker, &pages)));
     Ok(Built { fs, store, stage, upkeep })
 }

@@ -263,8 +263,11 @@ impl Service for Writing {
         };
         to_the_end(async move {
             let (storage, at) = (mounted.clone(), path.clone());
-            let done = at_storage(&mounted, async move { carry_out(changes_of(&storage)?, &at, change).await });
-            let (reply, paths, mut below) = done.await?;
+            // To sync waits on a thread of its own already.
+            let waits = matches!(change, Change::Sync(_));
+            let work = async move { carry_out(changes_of(&storage)?, &at, change).await };
+            let done = if waits { work.await } else { at_storage(&mounted, work).await };
+            let (reply, paths, mut below) = done?;
             if below && paths.len() > 1 {
                 // Of what was renamed only a directory has something below it.
                 let mut directories = false;

@@ -252,7 +252,9 @@ impl WriteHandle for RemoteHandle {
     }
 
     async fn set_attr(&self, change: &SetAttr) -> Result<Option<Arc<Attr>>> {
-        self.change(Use::SetAttr(change.into())).await?;
+        let how = Use::SetAttr(change.into());
+        // Without a change it only asks.
+        if *change == SetAttr::default() { self.use_it(how).await? } else { self.change(how).await? };
         Ok(Some(self.attr()))
     }
 
