@@ -304,13 +304,13 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let timer = Timer::start(FuseOp::Release);
-        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0, flags.0), reply));
+        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0), reply));
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

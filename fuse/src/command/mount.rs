@@ -256,7 +256,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         None => (false, "the mount is being taken down".into()),
     };
     let handle = runtime.handle().clone();
-    let (told, closing) = (fs.notices().clone(), fs.notices().clone());
+    let (telling, told, closing) = (Arc::downgrade(&fs), fs.notices().clone(), fs.notices().clone());
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
@@ -264,7 +264,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
-        notify: Box::new(move |notifier| notify::start(told, notifier)),
+        notify: Box::new(move |notifier| notify::start(telling, told, notifier)),
         close: Box::new(move || {
             closing.close();
             drop(fs);
