@@ -6,7 +6,7 @@
 //! place a read beside a write may see anything of the two. `ALLUXIO_TESTS=full` runs 100,000 operations, with kills of
 //! workers in between.
 
-use crate::writing::Shared;
+use crate::writing::{Shared, close};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::{
@@ -60,11 +60,6 @@ fn write(path: &Path, number: u64, replace: bool) -> io::Result<()> {
     file.write_all(&bytes[half..])?;
     close(file)?;
     if replace { fs::rename(&target, path) } else { Ok(()) }
-}
-
-/// Closes, and says how that went.
-fn close(file: fs::File) -> io::Result<()> {
-    nix::unistd::close(file).map_err(io::Error::from)
 }
 
 fn number_in(bytes: &[u8]) -> Option<u64> {

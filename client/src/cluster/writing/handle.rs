@@ -171,20 +171,25 @@ impl RemoteHandle {
         self.ask(async move |client| client.write(request).await).await.map(drop)
     }
 
-    /// Brings about what a flush or a sync promises. `of`: which of the two notes it is about.
-    async fn settle(&self, how: Use, of: impl Fn(&mut Course) -> &mut bool) -> Result<()> {
-        {
+    /// Brings about what a flush promises, or (`sync`) a sync, which is a flush too.
+    async fn settle(&self, how: Use, sync: bool) -> Result<()> {
+        let before = {
             let mut course = self.course.lock();
-            let open = *of(&mut course);
+            let open = if sync { course.unsynced } else { course.unflushed };
             if !open && (course.lost.is_some() || self.session.has_ended()) {
                 return Ok(());
             }
+            let before = (course.unflushed, course.unsynced);
             // What is written from here on may be missed by it.
-            *of(&mut course) = false;
-        }
+            course.unflushed = false;
+            course.unsynced &= !sync;
+            before
+        };
         let settled = self.use_it(how).await;
         if settled.is_err() {
-            *of(&mut self.course.lock()) = true;
+            let mut course = self.course.lock();
+            course.unflushed |= before.0;
+            course.unsynced |= before.1;
         }
         settled.map(drop)
     }
@@ -248,13 +253,17 @@ impl WriteHandle for RemoteHandle {
     }
 
     async fn flush(&self) -> Result<()> {
-        self.settle(Use::Flush(Nothing {}), |course| &mut course.unflushed).await
+        self.settle(Use::Flush(Nothing {}), false).await
     }
 
     async fn set_attr(&self, change: &SetAttr) -> Result<Option<Arc<Attr>>> {
         let how = Use::SetAttr(change.into());
         // Without a change it only asks.
-        if *change == SetAttr::default() { self.use_it(how).await? } else { self.change(how).await? };
+        if *change == SetAttr::default() {
+            self.use_it(how).await?
+        } else {
+            self.change(how).await?
+        };
         Ok(Some(self.attr()))
     }
 
@@ -263,7 +272,7 @@ impl WriteHandle for RemoteHandle {
     }
 
     async fn sync(&self, data_only: bool) -> Result<()> {
-        self.settle(Use::Sync(SyncUse { data_only }), |course| &mut course.unsynced).await
+        self.settle(Use::Sync(SyncUse { data_only }), true).await
     }
 }
 
