@@ -12,7 +12,6 @@ use std::{
         unix::{
             ffi::OsStrExt as _,
             fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
-            process::CommandExt as _,
         },
     },
     path::{Path, PathBuf},
@@ -283,8 +282,9 @@ fn what_is_made_belongs_to_the_caller_who_needs_the_right_for_it() {
     fs::write(shared.one("open/theirs"), b"of root").unwrap();
     // Mounts lie below directories of their own that only root may enter: the shell is already inside.
     let shell = |script: &str| {
-        let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(script).current_dir(shared.one("")).uid(65534).gid(12345);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=12345", "--clear-groups", "/bin/sh", "-c", script]);
+        command.current_dir(shared.one(""));
         command.output().unwrap()
     };
     let made = shell("umask 027; echo x >open/file && mkdir open/dir && ln -s t open/link && mkfifo open/pipe");
