@@ -39,6 +39,8 @@ enum What {
 struct History {
     start: Instant,
     files: Vec<Mutex<Vec<Done>>>,
+    /// Who writes a file in place does so alone: two at once would leave a mixture behind, as anywhere.
+    turns: Vec<Mutex<()>>,
     next: AtomicU64,
 }
 
@@ -127,6 +129,7 @@ fn no_read_sees_what_was_overwritten_before_it_began() {
     let history = History {
         start: Instant::now(),
         files: (0..FILES).map(|_| Mutex::default()).collect(),
+        turns: (0..FILES).map(|_| Mutex::default()).collect(),
         next: AtomicU64::new(1),
     };
     let (left, failed, over) = (AtomicU64::new(steps), AtomicU64::new(0), AtomicBool::new(false));
@@ -188,6 +191,7 @@ fn act(history: &History, place: &Path, failed: &AtomicU64, random: &mut StdRng)
     let file = random.random_range(0..FILES);
     let path = place.join(format!("file{file}"));
     if random.random_bool(0.4) {
+        let _turn = (!is_replaced(file)).then(|| history.turns[file].lock());
         let number = history.next.fetch_add(1, Ordering::SeqCst);
         let began = history.start.elapsed();
         let wrote = write(&path, number, is_replaced(file));
