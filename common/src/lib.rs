@@ -10,6 +10,7 @@ pub mod conf;
 pub mod errno;
 pub mod error;
 pub mod handover;
+pub mod limited;
 pub mod logging;
 pub mod metrics;
 pub mod mountinfo;
@@ -18,6 +19,7 @@ pub mod path;
 pub mod redact;
 pub mod rpc;
 pub mod tls;
+pub mod web;
 pub mod wire;
 pub mod worker;
 

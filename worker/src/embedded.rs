@@ -454,12 +454,14 @@ impl Worker for EmbeddedWorker {
         }
         match self.inner.cached(path) {
             Some(answer) => answer,
+            // Where nothing is kept nothing may be joined either: it may have begun before a change.
+            None if !self.inner.cache.is_useful() => self.inner.ask(path).await,
             None => self.inner.ask_shared(path).await,
         }
     }
 
     async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
-        if self.inner.local {
+        if self.inner.local || !self.inner.cache.is_useful() && self.inner.storage.changes().is_some() {
             return self.inner.storage.list(path).await;
         }
         let listing = self.inner.lister.list(path).await;
@@ -517,7 +519,8 @@ impl Worker for EmbeddedWorker {
     fn changes(&self) -> Option<&dyn Changes> {
         match self.inner.stage.get() {
             Some((_, changes)) => Some(changes),
-            None if self.inner.local => self.inner.storage.changes(),
+            // Those of another kind of storage are made beside what is cached here, if anything is.
+            None if self.inner.local || !self.inner.cache.is_useful() => self.inner.storage.changes(),
             None => None,
         }
     }

@@ -5,15 +5,15 @@
 //! so whoever connects and says nothing delays others by a moment and costs nothing else.
 
 use super::{Result, SessionError, process};
+use common::{handover::short_path, wire::peer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
-    fs::File,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -144,16 +144,6 @@ impl Uploads {
     }
 }
 
-/// A socket's address may have 107 bytes only; by the descriptor of its directory any path will do.
-fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let directory = File::open(parent)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
-    Ok((directory, short))
-}
-
 /// Listens at `path` and answers on a thread of its own until the process ends.
 pub fn serve(path: &Path, answer: impl Fn(Question) -> Answer + Send + 'static) -> Result<()> {
     let failed = |error: io::Error| SessionError::system(format!("the socket {}", path.display()), error);
@@ -179,8 +169,8 @@ pub fn serve(path: &Path, answer: impl Fn(Question) -> Answer + Send + 'static) 
 
 fn exchange(stream: &UnixStream, answer: impl Fn(Question) -> Answer) -> io::Result<()> {
     let deadline = Instant::now() + EXCHANGE;
-    let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
-    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+    let (_, user, _) = peer(stream.as_fd()).map_err(io::Error::other)?;
+    if user != 0 && user != nix::unistd::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let line = read_line(stream, deadline)?;
