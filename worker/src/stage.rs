@@ -33,6 +33,7 @@ pub(crate) use handle::StagedPages;
 pub(crate) use names::ObjectChanges;
 pub use options::StageOptions;
 pub(crate) use overlay::unpublished;
+pub use recover::left_behind;
 
 use crate::cache::Known;
 use bytes::Bytes;

@@ -8,3 +8,4 @@ mod harness;
 mod input;
 mod publishing;
 mod recovery;
+mod writing;

@@ -257,6 +257,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
     };
     let handle = runtime.handle().clone();
     let (told, closing) = (fs.notices().clone(), fs.notices().clone());
+    let (settling, settled) = (runtime.handle().clone(), stage.as_ref().map(Arc::downgrade));
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
@@ -265,6 +266,11 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
         notify: Box::new(move |notifier| notify::start(told, notifier)),
+        settle: Arc::new(move |limit| match settled.as_ref().and_then(std::sync::Weak::upgrade) {
+            Some(stage) => settling.block_on(stage.drain(limit)),
+            // What is written elsewhere is there when it is answered.
+            None => Ok(()),
+        }),
         close: Box::new(move || {
             closing.close();
             drop(fs);

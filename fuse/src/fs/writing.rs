@@ -7,7 +7,7 @@
 use super::{
     Entry, Fs,
     changing::loses_set_id,
-    content::Content,
+    content::{Content, lost},
     inode::{Identity, Inode, Mode, Shared},
     open::{FileHandle, News, Opened, PASSTHROUGH_HANDLE, changed, news, passing},
 };
@@ -250,6 +250,7 @@ impl Fs {
                 Content::Local(file) => Target::Local(file.clone()),
                 Content::Staged(staged) => Target::Staged(staged.clone()),
                 Content::Pages(_) => return Err(not_for_writing(&handle)),
+                Content::Lost => return Err(lost(&handle)),
             };
             return Ok((handle.inode.clone(), target));
         }
@@ -279,6 +280,7 @@ impl Fs {
             Content::Local(file) => file,
             Content::Staged(_) => return None,
             Content::Pages(_) => return Some(Err(not_for_writing(&handle))),
+            Content::Lost => return Some(Err(lost(&handle))),
         };
         let mut written = ufs::local::write_all(&**file, offset, data, append);
         if written.is_ok() && drop_set_id {
@@ -311,6 +313,7 @@ impl Fs {
     pub async fn flush(&self, id: u64, handle: u64) -> Result<()> {
         match self.target(id, handle) {
             Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.flush()).await,
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
             _ => Ok(()),
         }
     }
@@ -326,6 +329,7 @@ impl Fs {
                 let sync = move || if data_only { file.sync_data() } else { file.sync_all() };
                 self.on_thread(&inode, sync).await
             }
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
             // Nothing of what is only read waits for a disk.
             Err(_) => Ok(()),
         }

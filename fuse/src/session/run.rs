@@ -50,6 +50,8 @@ pub struct Served<F> {
     pub web: Box<dyn FnOnce() -> Option<String> + Send>,
     /// Is given what tells the kernel of changes, before any request is taken.
     pub notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
+    /// Puts what was written into the storage, within this time. It blocks.
+    pub settle: Arc<dyn Fn(Duration) -> common::Result<()> + Send + Sync>,
     /// Closes it all once the session has ended.
     pub close: Box<dyn FnOnce() + Send>,
 }
@@ -149,7 +151,7 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, look, passthrough, web, notify, close } = served;
+    let Served { filesystem, threads, read_only, look, passthrough, web, notify, close, .. } = served;
     let mut request = setup.request.clone();
     request.read_only |= read_only;
     let (connection, device, created) = teardown.mount(&request)?;
