@@ -8,4 +8,5 @@ mod harness;
 mod input;
 mod publishing;
 mod recovery;
+mod takeover;
 mod writing;

@@ -14,7 +14,7 @@ use super::{
     trail::{Held, OpenFile, Passing, Record, Trail},
 };
 use crate::passthrough::Registered;
-use common::{Attr, FileKind, Result, Version, change::OpenedForWriting, worker::Freshness};
+use common::{Attr, FileKind, Version, change::OpenedForWriting, worker::Freshness};
 use futures::{StreamExt, stream};
 use std::{
     fs::File,

@@ -28,6 +28,7 @@ const PART: u64 = 16 << 20;
 
 /// A change of what the kernel holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
 pub enum Record {
     /// What was agreed with the kernel.
     Agreed(Agreed),
@@ -221,11 +222,11 @@ impl Held {
             local: node.local.map(|local| (local.dev, local.ino)),
         });
         let names = self.nodes.iter().flat_map(|(id, node)| {
-            node.names.iter().map(|(parent, name)| Record::Named { id: *id, parent: *parent, name: name.clone() })
+            node.names.iter().map(move |(parent, name)| Record::Named { id: *id, parent: *parent, name: name.clone() })
         });
         let files = self.files.values().cloned().map(Record::Opened);
         let passing = self.passing.values().flat_map(|passing| {
-            (0..passing.handles).map(|at| {
+            (0..passing.handles).map(move |at| {
                 let writes = at < passing.writers;
                 Record::Opened(OpenFile { writes, ..passing.file.clone() })
             })
