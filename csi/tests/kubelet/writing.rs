@@ -11,7 +11,8 @@ use csi::proto::{
 use nix::sys::signal::Signal;
 use s3server::{Action, Fault, Operation};
 use std::{
-    io,
+    fs::File,
+    io::{self, Write},
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
         process::CommandExt,
@@ -32,7 +33,12 @@ fn writable(kubelet: &Kubelet, store: &Store, prefix: &str, pod: &str) -> NodePu
 
 fn write(path: &Path, bytes: &'static [u8]) -> io::Result<()> {
     let path = path.to_owned();
-    bounded(move || std::fs::write(path, bytes))
+    bounded(move || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        // What close(2) says counts.
+        nix::unistd::close(file).map_err(io::Error::from)
+    })
 }
 
 /// Runs a shell as the user of a pod.

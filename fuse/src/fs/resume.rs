@@ -126,6 +126,16 @@ impl Fs {
         (attr.local.is_some() && attr.local == inode.local).then_some((file, attr))
     }
 
+    /// The attributes of an object that passes through.
+    async fn attr_again(&self, inode: &Arc<Inode>, file: &OpenFile, end: tokio::time::Instant) -> Arc<Attr> {
+        let found = match self.place(inode) {
+            Ok(path) => tokio::time::timeout_at(end, self.worker().attr(&path, Freshness::Cached)).await.ok(),
+            Err(_) => None,
+        };
+        let same = found.and_then(|found| found.ok()).filter(|attr| attr.version.as_str() == file.version);
+        same.unwrap_or_else(|| told(file))
+    }
+
     async fn resume_passing(&self, passing: &Passing, end: tokio::time::Instant) {
         let Passing { file, handles, writers } = passing;
         let (Some(inode), Some(id)) = (self.inodes.get(file.id), file.backing) else { return };
@@ -137,7 +147,7 @@ impl Fs {
                 local = found.map(|found| found.0);
                 (Identity::Local(this), attr)
             }
-            None => (Identity::Version(Version::new(file.version.as_str())), told(file)),
+            None => (Identity::Version(Version::new(file.version.as_str())), self.attr_again(&inode, file, end).await),
         };
         let Some(backing) = self.passthrough.resumed(id, identity.clone(), attr.clone(), local.clone(), *writers > 0)
         else {
@@ -167,10 +177,13 @@ impl Fs {
         if opened.is_none() {
             tracing::warn!("{}: an open file cannot be gone on with, and is an error for whoever has it", inode.path());
         }
-        let (content, identity, attr) = opened.unwrap_or_else(|| {
-            let version = Version::new(file.version.as_str());
-            (Content::Lost, inode.local.map_or(Identity::Version(version), Identity::Local), told(file))
-        });
+        let (content, identity, attr) = match opened {
+            Some(opened) => opened,
+            None => {
+                let version = Version::new(file.version.as_str());
+                (Content::Lost, inode.local.map_or(Identity::Version(version), Identity::Local), told(file))
+            }
+        };
         let local = match &content {
             Content::Local(local) => Some(local.clone()),
             _ => None,

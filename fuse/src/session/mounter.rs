@@ -331,8 +331,12 @@ impl Mounter {
         };
         let exchange = || {
             let (ours, theirs) = UnixStream::pair()?;
-            Talk::new(control.lock().try_clone()?, EXCHANGE).say(order, &[&[theirs.as_fd()], with].concat())?;
-            drop(theirs);
+            let mut all = vec![theirs.as_fd()];
+            all.extend_from_slice(with);
+            // Held while it is said, so that two orders do not mix.
+            let control = control.lock();
+            Talk::new(control.try_clone()?, EXCHANGE).say(order, &all)?;
+            drop((control, theirs));
             Talk::new(ours, limit).hear::<Answer>().map(|heard| heard.0)
         };
         Some(exchange())
