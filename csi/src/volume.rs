@@ -81,6 +81,7 @@ impl Volume {
             group: self.group,
             read_only: self.readers,
             limit_seconds,
+            takeover: false,
         }
     }
 
