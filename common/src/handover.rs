@@ -54,6 +54,9 @@ pub struct Session {
     pub read_only: bool,
     /// How many seconds its start may take.
     pub limit_seconds: u64,
+    /// Whether the connection is one that a process served which died, and that is to be gone on with.
+    #[serde(default)]
+    pub takeover: bool,
 }
 
 impl fmt::Debug for Session {
@@ -72,7 +75,8 @@ impl fmt::Debug for Session {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum Order {
-    /// Serve the connection that comes with it. Answered by [`Answer::Serving`] once the file system is ready.
+    /// Serve the connection that comes with it, and have files registered over the line ([`crate::backing`]) that comes after
+    /// it, if one does. Answered by [`Answer::Serving`] once the file system is ready.
     Serve(Session),
     /// Which sessions are there; answered by [`Answer::Sessions`].
     List,
@@ -80,6 +84,19 @@ pub enum Order {
     Take {
         /// Its key.
         key: String,
+    },
+    /// Have files registered over the line that comes with it from now on; answered by [`Answer::Done`].
+    Line {
+        /// Its key.
+        key: String,
+    },
+    /// Put what was written into the storage; answered by [`Answer::Settled`] or [`Answer::Pending`], also when no process
+    /// serves the session.
+    Settle {
+        /// Its key.
+        key: String,
+        /// How long that may take.
+        limit_seconds: u64,
     },
     /// End this session and forget it; answered by [`Answer::Done`], also when there is none.
     Stop {
@@ -107,6 +124,18 @@ pub enum Answer {
     Serving {
         /// Its number, in the mounter's own view.
         pid: u32,
+        /// Whether its storage takes writes.
+        #[serde(default)]
+        writes: bool,
+    },
+    /// Everything that was written is in the storage.
+    Settled,
+    /// Something is not; it is kept on this host until it is.
+    Pending {
+        /// One line: what and why.
+        message: String,
+        /// Whether a process goes on with it now; otherwise the next one will.
+        served: bool,
     },
     /// What there is.
     Sessions {

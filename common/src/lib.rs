@@ -4,6 +4,7 @@
 //! Nothing here knows a storage, a network or FUSE.
 
 pub mod attr;
+pub mod backing;
 pub mod budget;
 pub mod change;
 pub mod conf;

@@ -37,6 +37,7 @@ pub use dressed::Dressed;
 pub(crate) use handle::StagedPages;
 pub use options::StageOptions;
 pub(crate) use overlay::unpublished;
+pub use recover::left_behind;
 
 use crate::cache::Known;
 use bytes::Bytes;

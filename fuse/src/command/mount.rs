@@ -259,6 +259,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
     let staging = stage.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let handle = runtime.handle().clone();
     let (telling, told, closing) = (Arc::downgrade(&fs), fs.notices().clone(), fs.notices().clone());
+    let (settling, settled) = (runtime.handle().clone(), stage.as_ref().map(Arc::downgrade));
     Ok(Served {
         filesystem: parts.adapter,
         threads: parts.threads,
@@ -270,6 +271,11 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         uploads: Arc::new(move || match staging.upgrade() {
             Some(stage) => Uploads::of(stage.pending()),
             None => Uploads::default(),
+        }),
+        settle: Arc::new(move |limit| match settled.as_ref().and_then(std::sync::Weak::upgrade) {
+            Some(stage) => settling.block_on(stage.drain(limit)),
+            // What is written elsewhere is there when it is answered.
+            None => Ok(()),
         }),
         closes_itself: stage.is_some(),
         close: Box::new(move || {

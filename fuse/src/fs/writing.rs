@@ -7,7 +7,7 @@
 use super::{
     Entry, Fs,
     changing::loses_set_id,
-    content::Content,
+    content::{Content, lost},
     inode::{Identity, Inode, Mode, Shared},
     open::{News, Opened, PASSTHROUGH_HANDLE, changed, news, passing},
 };
@@ -301,6 +301,7 @@ impl Fs {
                 Content::Local(file) => Target::Local(file.clone()),
                 Content::Staged(staged) => Target::Staged(staged.clone()),
                 Content::Pages(_) => Target::Cached(handle.attr.size),
+                Content::Lost => return Err(lost(&handle)),
             };
             return Ok((handle.inode.clone(), target));
         }
@@ -331,6 +332,7 @@ impl Fs {
             Content::Local(file) => file,
             Content::Staged(_) => return None,
             Content::Pages(_) => return Some(Err(read_only_handle(&handle.inode))),
+            Content::Lost => return Some(Err(lost(&handle))),
         };
         let mut written = ufs::local::write_all(&**file, offset, data, append);
         if written.is_ok() && drop_set_id {

@@ -54,6 +54,8 @@ pub struct Served<F> {
     pub notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
     /// What was written and is not in the storage.
     pub uploads: Arc<dyn Fn() -> Uploads + Send + Sync>,
+    /// Puts what was written into the storage, within this time. It blocks.
+    pub settle: Arc<dyn Fn(Duration) -> common::Result<()> + Send + Sync>,
     /// Closes it all once the session has ended.
     pub close: Box<dyn FnOnce() + Send>,
     /// Whether closing ends by itself, however long what is to be uploaded takes.
@@ -156,7 +158,7 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, look, passthrough, web, notify, uploads, close, closes_itself } =
+    let Served { filesystem, threads, read_only, look, passthrough, web, notify, uploads, close, closes_itself, .. } =
         served;
     let closing = if closes_itself { UPLOADING } else { CLOSING };
     let mut request = setup.request.clone();

@@ -316,3 +316,29 @@ impl Stage {
         Ok(())
     }
 }
+
+/// How many changes below a stage directory of its own are not in the storage, when no process uses it.
+///
+/// # Errors
+/// It cannot be read, or a process uses it.
+pub fn left_behind(directory: &Path) -> Result<usize> {
+    let failed = |error| Error::io(format!("stage directory {}", directory.display()), error);
+    let entries = |directory: &Path| match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>().map_err(failed),
+    };
+    let mut left = 0;
+    for storage in entries(directory)? {
+        for stage in entries(&storage)? {
+            if !stage.join("journal").exists() {
+                continue;
+            }
+            let Some(_lock) = lock(&stage)? else {
+                return Err(Error::new(ErrorKind::Busy, format!("stage directory {}: it is in use", stage.display())));
+            };
+            left += Journal::open(&stage)?.1.len();
+        }
+    }
+    Ok(left)
+}
