@@ -233,7 +233,7 @@ mod tests {
         }
         let json = serde_json::to_value(report(State::Running, Some(status))).unwrap();
         let first = &json["mounts"][0]["status"]["uploads"]["list"][0];
-        assert_eq!((&first["path"], &first["failed_at"]), (&"d/f".into(), &5.into()));
+        assert_eq!((&first["path"], &first["failed_at"]), (&"/d/f".into(), &5.into()));
         assert!(!in_words(&report(State::Running, Some(Status::default()))).contains("uploads"));
     }
 
