@@ -12,7 +12,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::{
     fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -133,7 +133,7 @@ fn no_read_sees_what_was_overwritten_before_it_began() {
         next: AtomicU64::new(1),
     };
     let (left, failed, over) = (AtomicU64::new(steps), AtomicU64::new(0), AtomicBool::new(false));
-    let places: Vec<PathBuf> = vec![shared.one(""), shared.two("")];
+    let places = [shared.one(""), shared.two("")];
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
             .map(|thread| {
