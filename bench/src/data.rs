@@ -28,6 +28,10 @@ pub struct Sizes {
     pub walked: Tree,
     /// Files whose first byte is timed.
     pub firsts: Tree,
+    /// Files of 100 KiB that are written, and files of a repository.
+    pub written: u64,
+    /// Files of an archive.
+    pub unpacked: u64,
     /// Bytes that data and caches take on the disk.
     pub scratch: u64,
 }
@@ -65,6 +69,8 @@ impl Sizes {
         small: Tree::new(20_000, 1_000),
         walked: Tree::new(100_000, 1_000),
         firsts: Tree::new(200, 5),
+        written: 2_000,
+        unpacked: 10_000,
         scratch: 12 << 30,
     };
     /// Less of everything.
@@ -74,6 +80,8 @@ impl Sizes {
         small: Tree::new(2_000, 500),
         walked: Tree::new(10_000, 500),
         firsts: Tree::new(40, 5),
+        written: 1_000,
+        unpacked: 2_000,
         scratch: 3 << 30,
     };
     /// Hardly anything.
@@ -83,6 +91,8 @@ impl Sizes {
         small: Tree::new(60, 20),
         walked: Tree::new(200, 40),
         firsts: Tree::new(10, 5),
+        written: 50,
+        unpacked: 200,
         scratch: 512 << 20,
     };
 }

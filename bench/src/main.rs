@@ -95,8 +95,10 @@ fn run(arguments: Arguments) -> Result<()> {
     cleanup::on_signals(scratch_path.clone())?;
 
     let root = scratch_path.join("data");
-    eprintln!("making data in {}", root.display());
-    data::make(&root, &sizes)?;
+    if wanted.iter().any(|row| row.reads) {
+        eprintln!("making data in {}", root.display());
+        data::make(&root, &sizes)?;
+    }
     if !arguments.tiny {
         machine::drop_caches()?;
     }

@@ -6,6 +6,7 @@ mod footprint;
 mod small;
 mod walk;
 mod warm;
+mod write;
 
 use crate::{
     data::Sizes,
@@ -38,10 +39,16 @@ pub struct Wanted {
     pub name: &'static str,
     /// Measures it; gets its name.
     pub measure: fn(&Context, &'static str) -> Result<Row>,
+    /// Whether it reads the trees of [`data`](crate::data).
+    pub reads: bool,
 }
 
 const fn row(name: &'static str, measure: fn(&Context, &'static str) -> Result<Row>) -> Wanted {
-    Wanted { name, measure }
+    Wanted { name, measure, reads: true }
+}
+
+const fn writing(name: &'static str, measure: fn(&Context, &'static str) -> Result<Row>) -> Wanted {
+    Wanted { name, measure, reads: false }
 }
 
 /// All rows, in the order of the report.
@@ -62,6 +69,11 @@ const ROWS: &[Wanted] = &[
     row("streaming", footprint::streaming),
     row("cpu", footprint::cpu),
     row("start", footprint::start),
+    writing("write-seq", write::sequential),
+    writing("write-small", write::small),
+    writing("write-rand", write::random),
+    writing("write-tar", write::unpack),
+    writing("write-clone", write::clone),
     row("cluster-seq-1", |context, name| cluster::sequential(context, name, 1)),
     row("cluster-seq-4", |context, name| cluster::sequential(context, name, 4)),
     row("cluster-rand", cluster::random),

@@ -1,6 +1,8 @@
 //! The workloads. Every candidate of a row runs the same code, on paths relative to a descriptor of its root, so that
 //! how deep the root lies costs nobody anything; and what is read is checked, so that a wrong answer is never a fast one.
 
+pub mod write;
+
 use crate::data::{BLOCK, SMALL};
 use anyhow::{Context, Result, ensure};
 use nix::{

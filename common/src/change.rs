@@ -18,7 +18,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 /// Who asks. What is made belongs to this user and group; the kernel has checked permissions already
 /// (`default_permissions`).
@@ -156,7 +156,9 @@ pub trait WriteHandle: Send + Sync {
 #[async_trait]
 pub trait Changes: Send + Sync {
     /// Makes a regular file at a free name and opens it; `flags` as of open(2), `O_EXCL` among them or not: when the name is
-    /// taken it is `AlreadyExists` with `O_EXCL`, else the file there is opened.
+    /// taken it is `AlreadyExists` with `O_EXCL`. Without, a file of this host is never opened here, since nobody has asked
+    /// whether the caller may: it is `Stale`, upon which the kernel looks the name up and opens the file by itself. An
+    /// object is opened.
     async fn create(&self, path: &UfsPath, flags: i32, mode: u32, caller: Caller) -> Result<OpenedForWriting>;
 
     /// Opens an existing regular file for writing, `O_TRUNC` and `O_APPEND` included; `flags` as of open(2).
@@ -179,6 +181,19 @@ pub trait Changes: Send + Sync {
 
     /// One more name for a file. `Unsupported` where there are no hard links.
     async fn link(&self, existing: &UfsPath, path: &UfsPath) -> Result<Arc<Attr>>;
+
+    /// What is at `path`, held by a descriptor that neither reads nor writes (`O_PATH`): what is done through it is done to
+    /// this very file, whatever becomes of its name. `None`: it is no file of this host, and is changed by its path.
+    fn hold(&self, path: &UfsPath) -> Option<Result<LocalFile>> {
+        let _ = path;
+        None
+    }
+
+    /// One more name for what is held or open; `None` where [`hold`](Self::hold) is.
+    fn link_held(&self, file: &File, path: &UfsPath) -> Option<Result<Arc<Attr>>> {
+        let _ = (file, path);
+        None
+    }
 
     /// Removes a name that is no directory.
     async fn remove_file(&self, path: &UfsPath) -> Result<()>;

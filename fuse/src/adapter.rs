@@ -364,15 +364,15 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let timer = Timer::start(FuseOp::Release);
         caught(|| {
-            let done = self.fs.release(ino.0, fh.0, flags.0);
-            self.fs.note_released(ino.0, fh.0, flags.0);
+            let done = self.fs.release(ino.0, fh.0);
+            self.fs.note_released(ino.0, fh.0);
             reply_empty(timer, done, reply);
         });
     }

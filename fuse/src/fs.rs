@@ -17,6 +17,7 @@
 mod attributes;
 pub mod changed;
 mod changing;
+mod closing;
 mod content;
 pub mod directory;
 mod files;
@@ -35,6 +36,7 @@ pub use open::{Opened, PASSTHROUGH_HANDLE};
 use crate::passthrough::{Passthrough, Switch};
 use changed::Notices;
 use client::Client;
+use closing::Closing;
 use common::{Attr, Error, ErrorKind, Result, StatFs, conf::keys::fuse::KernelCache, metrics::metrics, worker::Worker};
 use directory::DirectoryHandle;
 use handles::{Handles, Limit};
@@ -123,6 +125,9 @@ pub struct Fs {
     limit: Limit,
     passthrough: Passthrough,
     notices: Arc<Notices>,
+    /// No directory that was listed before this may be kept by the kernel over another open.
+    relisted: parking_lot::Mutex<Option<Instant>>,
+    closing: Closing,
     /// Taken for reading by whatever changes something by its path, for writing while a local directory is renamed.
     tree: tokio::sync::RwLock<()>,
 }
@@ -139,6 +144,8 @@ impl Fs {
             limit: Limit::new(options.max_handles),
             passthrough: Passthrough::new(reason),
             notices: Arc::default(),
+            relisted: parking_lot::Mutex::new(None),
+            closing: Closing::default(),
             tree: tokio::sync::RwLock::new(()),
             options,
         })

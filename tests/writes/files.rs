@@ -14,10 +14,13 @@ use tests::{daemon, mounts_work};
 
 use crate::{WAYS, mount};
 
+/// User and group of the ordinary user.
+pub const USER: (u32, u32) = (12_345, 23_456);
+
 /// Runs a shell as an ordinary user in the root of a mount.
-fn as_user(root: &std::path::Path, script: &str) -> String {
+pub fn as_user(root: &std::path::Path, script: &str) -> String {
     let mut command = Command::new("sh");
-    command.args(["-c", script]).current_dir(root).uid(12_345).gid(23_456);
+    command.args(["-c", script]).current_dir(root).uid(USER.0).gid(USER.1);
     let output = daemon::run(command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     text.trim().to_owned()

@@ -4,6 +4,7 @@
 //! What is random prints its seed when it fails; `ALLUXIO_TESTS_SEED=<seed>` runs that one again. `ALLUXIO_TESTS=full` runs
 //! longer.
 
+mod beside;
 mod files;
 mod fsx;
 mod moving;

@@ -5,6 +5,8 @@
 //! `/proc/self/fd/N`, which leads to the file of the descriptor and nowhere else. Descriptors opened with `O_PATH` do for
 //! everything but reading, writing and syncing.
 
+pub use crate::posix::caller::without_keeping_set_id;
+
 use crate::posix::attr::attr;
 use common::{
     Attr, Timestamp,
@@ -12,12 +14,15 @@ use common::{
 };
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag},
-    sys::stat::{Mode, fstat},
-    unistd::{Gid, Uid, fchownat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag},
+    sys::{
+        stat::{Mode, fstat},
+        statfs::fstatfs,
+    },
+    unistd::{Gid, Uid, fchownat, linkat},
 };
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
     fs::File,
     io::Write as _,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -75,13 +80,56 @@ pub fn set_attr(file: impl AsFd, change: &SetAttr) -> Result<Attr, Errno> {
     attr_of(file)
 }
 
-/// Clears set-id bits and file capabilities, as the kernel does when a user without privilege writes to the file.
+/// Clears set-id bits, as the kernel does when a user without privilege writes to the file. Capabilities of a file fall
+/// whoever writes, so the file system below has dropped them itself.
 ///
 /// # Errors
 /// As fstat(2) and chmod(2).
 pub fn drop_privileges(file: impl AsFd) -> Result<(), Errno> {
     let file = file.as_fd();
     drop_set_id(file, &ProcPath::of(file))
+}
+
+/// Gives the file one more name, a symbolic link too.
+///
+/// # Errors
+/// As linkat(2); ENOENT when it has no name any more.
+pub fn link(file: impl AsFd, directory: impl AsFd, name: &OsStr) -> Result<(), Errno> {
+    let path = ProcPath::of(file.as_fd());
+    linkat(AT_FDCWD, path.as_c_str(), directory, name, AtFlags::AT_SYMLINK_FOLLOW)
+}
+
+/// Whether close(2) may be the first to tell that writing failed. File systems of local disks have nothing to tell then;
+/// those of a network have.
+pub fn tells_at_close(file: impl AsFd) -> bool {
+    const SILENT: [i64; 9] = [
+        libc::EXT4_SUPER_MAGIC,
+        libc::XFS_SUPER_MAGIC,
+        libc::BTRFS_SUPER_MAGIC,
+        libc::TMPFS_MAGIC,
+        libc::F2FS_SUPER_MAGIC,
+        libc::OVERLAYFS_SUPER_MAGIC,
+        RAMFS_MAGIC,
+        ZFS_MAGIC,
+        BCACHEFS_MAGIC,
+    ];
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    const ZFS_MAGIC: i64 = 0x2fc1_2fc1;
+    const BCACHEFS_MAGIC: i64 = 0xca45_1a4e;
+    !fstatfs(file).is_ok_and(|found| SILENT.contains(&found.filesystem_type().0))
+}
+
+/// What close(2) of this descriptor would tell, without closing it.
+///
+/// # Errors
+/// As close(2).
+pub fn close_once(file: &File) -> Result<(), Errno> {
+    let copy = file.try_clone().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    match nix::unistd::close(copy) {
+        // It is closed all the same.
+        Err(Errno::EINTR) => Ok(()),
+        done => done,
+    }
 }
 
 fn drop_set_id(file: BorrowedFd<'_>, path: &ProcPath) -> Result<(), Errno> {

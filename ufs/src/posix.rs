@@ -8,7 +8,7 @@
 
 pub(crate) mod attr;
 mod beneath;
-mod caller;
+pub(crate) mod caller;
 mod change;
 mod list;
 

@@ -256,7 +256,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         None => (false, "the mount is being taken down".into()),
     };
     let handle = runtime.handle().clone();
-    let (told, closing) = (fs.notices().clone(), fs.notices().clone());
+    let (telling, told, closing) = (Arc::downgrade(&fs), fs.notices().clone(), fs.notices().clone());
     let (settling, settled) = (runtime.handle().clone(), stage.as_ref().map(Arc::downgrade));
     Ok(Served {
         filesystem: parts.adapter,
@@ -265,7 +265,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         look: Duration::from_micros(plan.conf.get(&keys::fuse::REQUEST_LOOK_US)),
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
-        notify: Box::new(move |notifier| notify::start(told, notifier)),
+        notify: Box::new(move |notifier| notify::start(telling, told, notifier)),
         settle: Arc::new(move |limit| match settled.as_ref().and_then(std::sync::Weak::upgrade) {
             Some(stage) => settling.block_on(stage.drain(limit)),
             // What is written elsewhere is there when it is answered.

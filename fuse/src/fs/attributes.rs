@@ -17,6 +17,10 @@ impl Fs {
         let changes = self.changes()?;
         let inode = self.inode(id)?;
         change.drop_set_id |= change.size.is_some() && loses_set_id(caller);
+        if change.mode.is_some() {
+            // Whether it may pass through is to be decided anew.
+            self.passthrough.drop_kept(id);
+        }
         let (local, staged) = match &inode.state.lock().open {
             Some(shared) => (shared.local.clone(), shared.staged.clone()),
             None => (None, None),
@@ -34,10 +38,15 @@ impl Fs {
             }
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.set_attr(&path, change)).await
+                let path = self.place(&inode)?;
+                let done = match self.held(&inode, &path) {
+                    Ok(Some(held)) => self.set_attr_of(&inode, &held.file, &change),
+                    Ok(None) => self.bounded(&inode, changes.set_attr(&path, change)).await,
+                    Err(error) => Err(error),
+                };
+                (path, done)
             };
             match done {
                 Ok(attr) => return Ok(self.changed(&inode, &attr)),

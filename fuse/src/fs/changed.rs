@@ -5,8 +5,8 @@
 //! the next open compares versions; only attributes and names are.
 //!
 //! Invariants: noting a change waits for nobody; the queue is bounded: beyond that the attributes of all inodes are
-//! forgotten instead; the name of a directory is only forgotten when it may be gone, since with a name the kernel drops
-//! what is mounted below it.
+//! forgotten instead, in one pass however much is noted until it begins; the name of a directory is only forgotten when it
+//! may be gone, since with a name the kernel drops what is mounted below it.
 
 use super::{Fs, inode::Inode};
 use common::{FileKind, UfsPath};
@@ -21,6 +21,8 @@ const WAITING: usize = 64 << 10;
 pub enum Notice {
     /// The attributes of a node.
     Attributes(u64),
+    /// The attributes of every node ([`Fs::all_nodes`]).
+    Everything,
     /// What a name in a directory stands for.
     Name {
         /// The directory's node.
@@ -36,7 +38,8 @@ struct Queue {
     /// Somebody takes notices; without, none are kept.
     attended: bool,
     closed: bool,
-    overflowed: bool,
+    /// Everything is to be forgotten, which no notice needs to be added to.
+    everything: bool,
 }
 
 /// Notices on their way to the kernel.
@@ -59,6 +62,9 @@ impl Notices {
             if queue.closed {
                 return None;
             }
+            if std::mem::take(&mut queue.everything) {
+                return Some(Notice::Everything);
+            }
             if let Some(notice) = queue.waiting.pop_front() {
                 return Some(notice);
             }
@@ -74,16 +80,15 @@ impl Notices {
         self.arrived.notify_all();
     }
 
-    /// False when there is no room any more.
-    fn add(&self, notices: impl IntoIterator<Item = Notice>) -> bool {
+    fn add(&self, notices: impl IntoIterator<Item = Notice>) {
         let mut queue = self.queue.lock();
-        if !queue.attended || queue.closed {
-            return true;
+        if !queue.attended || queue.closed || queue.everything {
+            return;
         }
         for notice in notices {
             if queue.waiting.len() >= WAITING {
-                // Once, until all of it was taken.
-                return std::mem::replace(&mut queue.overflowed, true);
+                queue.forget_everything();
+                break;
             }
             // What is told twice in a row is told once.
             if queue.waiting.back() != Some(&notice) {
@@ -91,17 +96,27 @@ impl Notices {
             }
         }
         self.arrived.notify_one();
-        true
     }
 
-    /// Replaces all that waits.
-    fn replace(&self, notices: VecDeque<Notice>) {
+    /// Everything is to be forgotten.
+    fn add_everything(&self) {
         let mut queue = self.queue.lock();
         if queue.attended && !queue.closed {
-            queue.waiting = notices;
-            queue.overflowed = false;
+            queue.forget_everything();
             self.arrived.notify_one();
         }
+    }
+
+    /// Whether a pass over everything is still to begin.
+    fn everything_waits(&self) -> bool {
+        self.queue.lock().everything
+    }
+}
+
+impl Queue {
+    fn forget_everything(&mut self) {
+        self.everything = true;
+        self.waiting = VecDeque::new();
     }
 }
 
@@ -120,23 +135,29 @@ impl Fs {
                 return;
             }
         }
-        let mut roomy = true;
+        if self.notices.everything_waits() {
+            // The kernel will be told anyhow; only what is listed here must not be kept any longer.
+            self.relist_everything();
+            return;
+        }
         for path in paths {
-            roomy &= self.notices.add(self.notices_of(path, below));
+            self.notices.add(self.notices_of(path, below));
         }
         if below {
-            let changed: Vec<_> = self.inodes.all(|inode| {
+            let changed = self.inodes.all(|inode| {
                 let at = inode.path();
                 paths.iter().any(|path| at.is_within(path))
             });
             for inode in &changed {
                 unlist(inode);
             }
-            roomy &= self.notices.add(changed.iter().map(|inode| Notice::Attributes(inode.id)));
+            self.notices.add(changed.iter().map(|inode| Notice::Attributes(inode.id)));
         }
-        if !roomy {
-            self.everything_changed();
-        }
+    }
+
+    /// The nodes that the kernel may hold, a part at a time.
+    pub fn all_nodes(&self) -> impl Iterator<Item = Vec<u64>> {
+        self.inodes.ids_by_part()
     }
 
     fn notices_of(&self, path: &UfsPath, below: bool) -> Vec<Notice> {
@@ -160,11 +181,12 @@ impl Fs {
 
     /// Anything may have changed: all attributes are forgotten, and the names age.
     fn everything_changed(&self) {
-        let all = self.inodes.all(|_| true);
-        for inode in &all {
-            unlist(inode);
-        }
-        self.notices.replace(all.iter().map(|inode| Notice::Attributes(inode.id)).collect());
+        self.relist_everything();
+        self.notices.add_everything();
+    }
+
+    fn relist_everything(&self) {
+        *self.relisted.lock() = Some(Instant::now());
     }
 }
 
@@ -175,5 +197,41 @@ fn unlist(inode: &Inode) {
         state.cached = None;
         state.listed = None;
         state.changed = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attended() -> Notices {
+        let notices = Notices::default();
+        notices.attend();
+        notices
+    }
+
+    #[test]
+    fn what_is_told_twice_in_a_row_is_told_once() {
+        let notices = attended();
+        notices.add([Notice::Attributes(7), Notice::Attributes(7), Notice::Attributes(8)]);
+        assert_eq!(notices.next(), Some(Notice::Attributes(7)));
+        assert_eq!(notices.next(), Some(Notice::Attributes(8)));
+        notices.close();
+        assert_eq!(notices.next(), None);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_one_pass_over_everything() {
+        let notices = attended();
+        for round in 0..3 {
+            notices.add((0..WAITING as u64 + 5).map(|id| Notice::Attributes(2 * id + round)));
+            assert!(notices.everything_waits());
+        }
+        notices.add_everything();
+        assert_eq!(notices.next(), Some(Notice::Everything));
+        // What is noted once the pass has begun may have come too late for it.
+        notices.add([Notice::Attributes(9)]);
+        assert_eq!(notices.next(), Some(Notice::Attributes(9)));
+        assert!(notices.queue.lock().waiting.is_empty() && !notices.everything_waits());
     }
 }

@@ -1,9 +1,10 @@
 //! What all changes have in common: whether they are taken at all, and what is noted of them.
 
-use super::{Entry, Fs, files::tell, inode::Inode};
+use super::{Entry, Fs, files::tell, inode::Inode, open::changed};
 use common::{
-    Attr, Error, ErrorKind, Result,
+    Attr, Error, ErrorKind, Result, UfsPath,
     change::{Caller, Changes},
+    worker::LocalFile,
 };
 use std::sync::Arc;
 
@@ -19,6 +20,20 @@ impl Fs {
     /// `ReadOnly` when the mount takes none, by option or because its storage cannot.
     pub(super) fn changes(&self) -> Result<&dyn Changes> {
         self.worker().changes().filter(|_| !self.options.read_only).ok_or_else(read_only)
+    }
+
+    /// The file of this host that `inode` stands for, held where it should be at `path`: to change it through what is held
+    /// changes no other file that has taken its place. `None`: files of this storage are changed by their path.
+    ///
+    /// # Errors
+    /// `Stale` when another file is there.
+    pub(super) fn held(&self, inode: &Arc<Inode>, path: &UfsPath) -> Result<Option<LocalFile>> {
+        let Some(expected) = inode.local else { return Ok(None) };
+        match self.worker().changes().and_then(|changes| changes.hold(path)) {
+            None => Ok(None),
+            Some(Ok(held)) if held.attr.local != Some(expected) => Err(changed(inode)),
+            Some(held) => held.map(Some),
+        }
     }
 
     /// The entry for a name that was just made.

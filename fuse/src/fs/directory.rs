@@ -117,8 +117,10 @@ impl Fs {
         self.limit.take()?;
         let cache = self.options.kernel_cache != KernelCache::Direct;
         let keep_cache = cache && {
+            let relisted = *self.relisted.lock();
             let state = inode.state.lock();
             match (&state.cached, state.listed) {
+                (_, Some(listed)) if relisted.is_some_and(|relisted| relisted >= listed) => false,
                 // A version says whether anything changed; without one only age does.
                 (Some(cached), Some(_)) if !version.is_none() => *cached == version,
                 (Some(cached), Some(listed)) => cached.is_none() && listed.elapsed() < self.options.entry_timeout,

@@ -37,6 +37,14 @@ impl Limit {
         ))
     }
 
+    /// Counts one more, for as long as it is not known whether the handle will be.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn slot(&self) -> Result<Slot<'_>> {
+        self.take().map(|()| Slot(self))
+    }
+
     /// Counts one less.
     pub fn give(&self) {
         self.used.fetch_sub(1, Ordering::Relaxed);
@@ -45,6 +53,23 @@ impl Limit {
     /// How many are open.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// One handle that is counted. Given back when it is dropped.
+#[derive(Debug)]
+pub struct Slot<'a>(&'a Limit);
+
+impl Slot<'_> {
+    /// The handle is there, and counted until its release.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.give();
     }
 }
 

@@ -396,7 +396,8 @@ impl InodeTable {
             }
             inode.lose(parent, name);
         }
-        let inode = match known.filter(|known| known.kind == kind && known.raise(lookups)) {
+        let stands_for_it = |known: &&Arc<Inode>| known.kind == kind && known.local == local;
+        let inode = match known.filter(stands_for_it).filter(|known| known.raise(lookups)) {
             Some(known) => known.clone(),
             None => {
                 let inode = self.insert(kind, local, lookups);
@@ -506,27 +507,32 @@ impl InodeTable {
 
     /// Notes that `from` was renamed to `to`, or exchanged with it. Returns the inode that lost its name to it.
     pub fn rename(&self, from: (&Arc<Inode>, &[u8]), to: (&Arc<Inode>, &[u8]), exchange: bool) -> Option<Arc<Inode>> {
-        let moved = self.remove(from.0, from.1);
-        let other = self.remove(to.0, to.1);
-        let place = |inode: &Arc<Inode>, (parent, name): (&Arc<Inode>, &[u8])| {
-            let mut names = self.names(parent.id, name).lock();
-            inode.gain(parent, name);
-            if let Some(beaten) = names.insert(Key { parent: parent.id, name: name.into() }, inode.clone()) {
-                beaten.lose(parent, name);
-            }
-            if inode.kind == FileKind::Directory {
-                self.common.moves.fetch_add(1, Ordering::AcqRel);
-            }
-        };
+        let moved = self.find(from.0.id, from.1);
+        let other = self.find(to.0.id, to.1);
+        // What moves has its new name before it loses the old one, so that there is no moment at which it seems removed.
         if let Some(moved) = &moved {
-            place(moved, to);
+            moved.gain(to.0, to.1);
         }
-        match other {
-            Some(other) if exchange => {
-                place(&other, from);
-                None
-            }
-            other => other,
+        if let Some(other) = other.as_ref().filter(|_| exchange) {
+            other.gain(from.0, from.1);
+        }
+        self.give_name(to, moved.as_ref());
+        self.give_name(from, other.as_ref().filter(|_| exchange));
+        if [&moved, &other].into_iter().flatten().any(|inode| inode.kind == FileKind::Directory) {
+            self.common.moves.fetch_add(1, Ordering::AcqRel);
+        }
+        other.filter(|_| !exchange)
+    }
+
+    /// Notes that a name is that of `inode`, which has it already, or of none.
+    fn give_name(&self, (parent, name): (&Arc<Inode>, &[u8]), inode: Option<&Arc<Inode>>) {
+        let mut names = self.names(parent.id, name).lock();
+        let before = match inode {
+            Some(inode) => names.insert(Key { parent: parent.id, name: name.into() }, inode.clone()),
+            None => names.remove(&KeyRef { parent: parent.id, name }),
+        };
+        if let Some(before) = before {
+            before.lose(parent, name);
         }
     }
 
@@ -537,6 +543,11 @@ impl InodeTable {
             found.extend(shard.read().values().filter(|inode| which(inode)).cloned());
         }
         found
+    }
+
+    /// All ids, a part at a time, so that no lock is held for long and no list of all is made.
+    pub fn ids_by_part(&self) -> impl Iterator<Item = Vec<u64>> {
+        self.by_id.iter().map(|shard| shard.read().keys().copied().collect())
     }
 
     /// How many inodes there are.

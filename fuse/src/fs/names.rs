@@ -32,17 +32,24 @@ impl Fs {
         let changes = self.changes()?;
         let (inode, parent) = (self.inode(id)?, self.inode(parent)?);
         loop {
-            let existing = self.place(&inode)?;
-            let linked = {
+            let (existing, linked) = {
                 let _still = self.tree.read().await;
+                let existing = self.place(&inode)?;
                 let path = self.child(&parent, name)?;
-                match self.bounded(&parent, changes.link(&existing, &path)).await {
+                let made = match self.held(&inode, &existing) {
+                    Ok(held) => match held.and_then(|held| changes.link_held(&held.file, &path)) {
+                        Some(made) => made,
+                        None => self.bounded(&parent, changes.link(&existing, &path)).await,
+                    },
+                    Err(error) => Err(error),
+                };
+                match made {
                     Ok(attr) => {
                         let linked = (attr.kind, attr.local);
                         let inode = self.inodes.remember(&parent, name, linked, Some(&inode), 1);
                         return Ok(self.changed(&inode, &attr));
                     }
-                    Err(error) => error,
+                    Err(error) => (existing, error),
                 }
             };
             if !self.has_moved(&inode, &existing, &linked).await {

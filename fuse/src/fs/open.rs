@@ -36,7 +36,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The number of every handle that passes through: the daemon is asked nothing about such a handle but to release it.
+/// The number of every handle that passes through and only reads: the daemon is asked nothing about such a handle but to
+/// release it, and seldom to sync it or to look for holes.
 pub const PASSTHROUGH_HANDLE: u64 = 0;
 
 /// A local file that changes all the time is not refused again within this time.
@@ -232,7 +233,7 @@ impl Fs {
         }
         // Registered before the lock is taken for good: it is an ioctl. Another open may be faster; then ours is dropped.
         let candidate = if open_already || !self.may_pass(&attr) { None } else { source(&file) }
-            .and_then(|source| self.passthrough.register(source, identity.clone(), attr.clone(), registrar))
+            .and_then(|source| self.register(source, identity.clone(), attr.clone(), registrar))
             .map(Arc::new);
         self.limit.take()?;
         let (mode, keep_cache) = {
@@ -311,6 +312,19 @@ impl Fs {
         self.passes() && (attr.mode & SET_ID == 0 || self.changes().is_err())
     }
 
+    /// Registers a file with the kernel. Where somebody may write to it later, the kernel does so as one without privilege:
+    /// set-id bits that are set while it is open fall then.
+    pub(super) fn register(
+        &self,
+        source: Source,
+        identity: Identity,
+        attr: Arc<Attr>,
+        registrar: &dyn Registrar,
+    ) -> Option<Backing> {
+        let register = || self.passthrough.register(source, identity, attr, registrar);
+        if self.changes().is_ok() { ufs::local::without_keeping_set_id(register) } else { register() }
+    }
+
     /// Refuses to take another file for the one that this inode stands for.
     pub(super) fn expect(&self, inode: &Arc<Inode>, identity: &Identity) -> Result<()> {
         match (identity, inode.local) {
@@ -319,13 +333,13 @@ impl Fs {
         }
     }
 
-    /// Ends a handle; `flags` are those that it was opened with.
+    /// Ends a handle.
     ///
     /// # Errors
     /// `BadHandle` when there is none with this number.
-    pub fn release(&self, id: u64, handle: u64, flags: i32) -> Result<()> {
+    pub fn release(&self, id: u64, handle: u64) -> Result<()> {
         let (inode, writes) = if handle == PASSTHROUGH_HANDLE {
-            (self.inode(id)?, flags & libc::O_ACCMODE != libc::O_RDONLY)
+            (self.inode(id)?, false)
         } else {
             let handle = self.files.remove(handle)?;
             handle.prove();

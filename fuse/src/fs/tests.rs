@@ -126,7 +126,7 @@ impl Setup {
     }
 
     fn release(&self, id: u64, opened: &Opened) {
-        self.fs.release(id, opened.handle, libc::O_RDONLY).unwrap();
+        self.fs.release(id, opened.handle).unwrap();
     }
 }
 
@@ -189,7 +189,7 @@ fn reads_are_whole_at_any_offset() {
     }
     setup.release(f.id, &opened);
     assert_eq!(kind(setup.read(opened.handle, 0, 1)), ErrorKind::BadHandle);
-    assert_eq!(kind(setup.fs.release(f.id, opened.handle, libc::O_RDONLY)), ErrorKind::BadHandle);
+    assert_eq!(kind(setup.fs.release(f.id, opened.handle)), ErrorKind::BadHandle);
 }
 
 #[test]
@@ -610,4 +610,26 @@ fn errors_of_the_worker_arrive() {
     assert_eq!(kind(setup.fs.open_directory(d.id)), ErrorKind::NotFound);
     assert_eq!(kind(setup.getattr(d.id)), ErrorKind::NotFound);
     assert_eq!(kind(setup.getattr(4711)), ErrorKind::Stale);
+}
+
+#[test]
+fn after_everything_changed_every_node_is_told_and_no_listing_is_kept() {
+    let setup = Setup::cached();
+    setup.worker.directory("d");
+    setup.worker.file("d/a", "x");
+    let d = setup.lookup("d").unwrap();
+    let a = setup.lookup_in(d.id, "a").unwrap();
+    setup.fs.notices().attend();
+    let first = setup.fs.open_directory(d.id).unwrap();
+    assert_eq!(setup.list_all(first.handle, 0, 100).len(), 3);
+    assert!(setup.fs.open_directory(d.id).unwrap().keep_cache);
+    setup.fs.changed_elsewhere(&[common::UfsPath::root()], true);
+    assert!(!setup.fs.open_directory(d.id).unwrap().keep_cache);
+    assert_eq!(setup.fs.notices().next(), Some(changed::Notice::Everything));
+    let mut nodes: Vec<_> = setup.fs.all_nodes().flatten().collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, [ROOT, d.id, a.id]);
+    let again = setup.fs.open_directory(d.id).unwrap();
+    assert_eq!(setup.list_all(again.handle, 0, 100).len(), 3);
+    assert!(setup.fs.open_directory(d.id).unwrap().keep_cache, "what was listed since is kept");
 }

@@ -9,13 +9,13 @@ use super::{
     changing::loses_set_id,
     content::{Content, lost},
     inode::{Identity, Inode, Mode, Shared},
-    open::{FileHandle, News, Opened, PASSTHROUGH_HANDLE, changed, news, passing},
+    open::{News, Opened, PASSTHROUGH_HANDLE, changed, news, passing},
 };
 use crate::passthrough::{Registrar, Source};
 use bytes::Bytes;
 use common::{
     Error, ErrorKind, Result,
-    change::{Caller, OpenedForWriting, WriteHandle},
+    change::{Caller, OpenedForWriting, SetAttr, WriteHandle},
     metrics::metrics,
     worker::LocalFile,
 };
@@ -29,8 +29,21 @@ fn writes(flags: i32) -> bool {
 
 /// What a handle's calls go to.
 enum Target {
+    /// The handle's own open file, so that it is told of errors as every open file is: once each.
     Local(Arc<File>),
+    /// The open file of somebody else, for a handle that passes through and only reads.
+    Shared(Arc<File>),
     Staged(Arc<dyn WriteHandle>),
+    /// What is only read, and has this size.
+    Cached(u64),
+}
+
+/// An open for writing that is to become a handle.
+struct Wanted {
+    flags: i32,
+    caller: Caller,
+    /// The file was made by it.
+    new: bool,
 }
 
 impl Fs {
@@ -53,18 +66,22 @@ impl Fs {
     ) -> Result<Opened> {
         let changes = self.changes()?;
         let inode = self.inode(id)?;
+        // A file of this host is truncated once it is known to be the one that was asked for.
+        let first = if inode.local.is_some() { flags & !libc::O_TRUNC } else { flags };
+        let wanted = Wanted { flags, caller, new: false };
         loop {
-            if let Some(file) = self.reopened(&inode, flags) {
-                return self.conclude_writing(&inode, OpenedForWriting::Local(file?), flags, caller, registrar);
+            if let Some(file) = self.reopened(&inode, first) {
+                return self.conclude_local(&inode, file?, &wanted, registrar);
             }
             self.make_room_for_writer(&inode)?;
-            let path = self.place(&inode)?;
-            let opened = {
+            let (path, opened) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.open(&path, flags)).await
+                let path = self.place(&inode)?;
+                let opened = self.bounded(&inode, changes.open(&path, first)).await;
+                (path, opened)
             };
             match opened {
-                Ok(opened) => return self.conclude_writing(&inode, opened, flags, caller, registrar),
+                Ok(opened) => return self.conclude_writing(&inode, opened, &wanted, registrar),
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
                 Err(error) => return Err(error),
             }
@@ -91,7 +108,7 @@ impl Fs {
         let created = self.bounded(&parent, changes.create(&path, flags, mode & 0o7777, caller)).await?;
         let mut entry = self.made(&parent, name, created.attr());
         let opened = match self.inode(entry.id) {
-            Ok(inode) => self.conclude_writing(&inode, created, flags, caller, registrar),
+            Ok(inode) => self.conclude_writing(&inode, created, &Wanted { flags, caller, new: true }, registrar),
             Err(error) => Err(error),
         };
         match opened {
@@ -126,13 +143,12 @@ impl Fs {
         &self,
         inode: &Arc<Inode>,
         opened: OpenedForWriting,
-        flags: i32,
-        caller: Caller,
+        wanted: &Wanted,
         registrar: &dyn Registrar,
     ) -> Result<Opened> {
         match opened {
-            OpenedForWriting::Local(file) => self.conclude_local(inode, file, flags, caller, registrar),
-            OpenedForWriting::Staged(staged) => self.conclude_staged(inode, staged, flags),
+            OpenedForWriting::Local(file) => self.conclude_local(inode, file, wanted, registrar),
+            OpenedForWriting::Staged(staged) => self.conclude_staged(inode, staged, wanted.flags),
         }
     }
 
@@ -140,46 +156,41 @@ impl Fs {
         &self,
         inode: &Arc<Inode>,
         opened: LocalFile,
-        flags: i32,
-        caller: Caller,
+        wanted: &Wanted,
         registrar: &dyn Registrar,
     ) -> Result<Opened> {
-        let LocalFile { file, attr } = opened;
+        let LocalFile { file, mut attr } = opened;
         let identity = attr.local.map(Identity::Local).ok_or_else(|| {
             Error::new(ErrorKind::Corrupt, format!("{}: a file of this host has no identity", inode.path()))
         })?;
         self.expect(inode, &identity)?;
-        if flags & libc::O_TRUNC != 0 && loses_set_id(caller) {
-            ufs::local::drop_privileges(&*file).map_err(|errno| failed(inode, errno))?;
+        let slot = self.limit.slot()?;
+        let truncates = wanted.flags & libc::O_TRUNC != 0 && !wanted.new;
+        if truncates {
+            let drop_set_id = loses_set_id(wanted.caller);
+            let change = SetAttr { size: Some(0), drop_set_id, ..SetAttr::default() };
+            attr = Arc::new(ufs::local::set_attr(&*file, &change).map_err(|errno| failed(inode, errno))?);
         }
-        let writers = u64::from(writes(flags));
+        let writers = u64::from(writes(wanted.flags));
         let fresh = {
             let mut state = inode.state.lock();
             // What is truncated or new has the size that the kernel thinks. Of anything else it must know it, or what a
             // program writes at the end would not be there.
-            let known = flags & (libc::O_TRUNC | libc::O_CREAT) != 0;
+            let known = truncates || wanted.new;
             if !known && news(&mut state, &attr, &identity) == News::Refuse {
                 return Err(changed(inode));
             }
             state.open.is_none()
         };
         let candidate = (fresh && self.may_pass(&attr))
-            .then(|| {
-                let source = Source::Writable(file.clone());
-                self.passthrough.register(source, identity.clone(), attr.clone(), registrar)
-            })
+            .then(|| self.register(Source::Writable(file.clone()), identity.clone(), attr.clone(), registrar))
             .flatten()
             .map(Arc::new);
-        self.limit.take()?;
         let mode = {
             let mut state = inode.state.lock();
             state.cached = None;
             match &mut state.open {
-                Some(shared) if shared.identity != identity => {
-                    drop(state);
-                    self.limit.give();
-                    return Err(changed(inode));
-                }
+                Some(shared) if shared.identity != identity => return Err(changed(inode)),
                 Some(shared) => {
                     shared.handles += 1;
                     shared.writers += writers;
@@ -201,11 +212,22 @@ impl Fs {
             state.told = None;
             state.open.as_ref().map_or(Mode::Daemon, |shared| shared.mode.clone())
         };
-        if let Mode::Passthrough(backing) = mode {
-            return Ok(passing(backing));
-        }
-        metrics().cached_opens.inc();
-        Ok(self.through_daemon(inode, Content::Local(file), attr, writers > 0))
+        slot.keep();
+        let passes = match mode {
+            Mode::Passthrough(backing) if writers == 0 => return Ok(passing(backing)),
+            Mode::Passthrough(backing) => Some(passing(backing)),
+            Mode::Daemon => None,
+        };
+        // Also where the kernel writes: what went wrong with it is told to each open file, so each handle needs its own.
+        let flush = writers > 0 && self.closing.tells(&file, &attr);
+        let through = self.through_daemon(inode, Content::Local(file), attr, writers > 0);
+        Ok(match passes {
+            Some(passes) => Opened { handle: through.handle, flush, ..passes },
+            None => {
+                metrics().cached_opens.inc();
+                Opened { flush, ..through }
+            }
+        })
     }
 
     fn conclude_staged(&self, inode: &Arc<Inode>, staged: Arc<dyn WriteHandle>, flags: i32) -> Result<Opened> {
@@ -249,17 +271,19 @@ impl Fs {
             let target = match &handle.content {
                 Content::Local(file) => Target::Local(file.clone()),
                 Content::Staged(staged) => Target::Staged(staged.clone()),
-                Content::Pages(_) => return Err(not_for_writing(&handle)),
-                Content::Lost => return Err(lost(&handle)),
+                Content::Pages(_) => Target::Cached(handle.attr.size),
+                Content::Lost if handle.writes => return Err(lost(&handle)),
+                Content::Lost => Target::Cached(handle.attr.size),
             };
             return Ok((handle.inode.clone(), target));
         }
         let inode = self.inode(id)?;
-        let local = inode.state.lock().open.as_ref().and_then(|shared| shared.local.clone());
-        match local {
-            Some(file) => Ok((inode, Target::Local(file))),
-            None => Err(Error::new(ErrorKind::BadHandle, format!("{}: is not open for writing", inode.path()))),
-        }
+        let target = match inode.state.lock().open.as_deref() {
+            Some(Shared { local: Some(file), .. }) => Target::Shared(file.clone()),
+            Some(shared) => Target::Cached(shared.attr.size),
+            None => return Err(Error::new(ErrorKind::BadHandle, format!("{}: is not open", inode.path()))),
+        };
+        Ok((inode, target))
     }
 
     /// Writes to a file of this host; `None`: the handle's worker takes it ([`write`](Self::write)). `append`: at the end,
@@ -279,7 +303,7 @@ impl Fs {
         let file = match &handle.content {
             Content::Local(file) => file,
             Content::Staged(_) => return None,
-            Content::Pages(_) => return Some(Err(not_for_writing(&handle))),
+            Content::Pages(_) => return Some(Err(read_only_handle(&handle.inode))),
             Content::Lost => return Some(Err(lost(&handle))),
         };
         let mut written = ufs::local::write_all(&**file, offset, data, append);
@@ -298,7 +322,7 @@ impl Fs {
     /// Whatever the storage says; `NoSpace` when the stage is full.
     pub async fn write(&self, handle: u64, offset: u64, data: Bytes, append: bool) -> Result<()> {
         let handle = self.files.get(handle)?;
-        let Content::Staged(staged) = &handle.content else { return Err(not_for_writing(&handle)) };
+        let Content::Staged(staged) = &handle.content else { return Err(read_only_handle(&handle.inode)) };
         let length = data.len() as u64;
         let work = async { if append { staged.append(data).await } else { staged.write(offset, data).await } };
         self.bounded(&handle.inode, work).await?;
@@ -311,9 +335,12 @@ impl Fs {
     /// # Errors
     /// Why what was written could not be published.
     pub async fn flush(&self, id: u64, handle: u64) -> Result<()> {
-        match self.target(id, handle) {
-            Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.flush()).await,
-            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+        let (inode, target) = self.target(id, handle)?;
+        match target {
+            Target::Staged(staged) => self.bounded(&inode, staged.flush()).await,
+            Target::Local(file) if self.files.get(handle)?.writes => {
+                self.on_thread(&inode, move || Ok(ufs::local::close_once(&file)?)).await
+            }
             _ => Ok(()),
         }
     }
@@ -323,15 +350,18 @@ impl Fs {
     /// # Errors
     /// Whatever the storage says.
     pub async fn sync(&self, id: u64, handle: u64, data_only: bool) -> Result<()> {
-        match self.target(id, handle) {
-            Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.sync(data_only)).await,
-            Ok((inode, Target::Local(file))) => {
-                let sync = move || if data_only { file.sync_data() } else { file.sync_all() };
-                self.on_thread(&inode, sync).await
+        let sync = move |file: &File| if data_only { file.sync_data() } else { file.sync_all() };
+        let (inode, target) = self.target(id, handle)?;
+        match target {
+            Target::Staged(staged) => self.bounded(&inode, staged.sync(data_only)).await,
+            Target::Local(file) => self.on_thread(&inode, move || sync(&file)).await,
+            // Opened anew: to be told of an error through the file of another handle would take it from that one.
+            Target::Shared(file) => {
+                let anew = move || sync(&ufs::local::reopen(&*file, libc::O_RDONLY)?);
+                self.on_thread(&inode, anew).await
             }
-            Err(error) if error.kind() == ErrorKind::Io => Err(error),
             // Nothing of what is only read waits for a disk.
-            Err(_) => Ok(()),
+            Target::Cached(_) => Ok(()),
         }
     }
 
@@ -351,6 +381,7 @@ impl Fs {
         let (inode, target) = self.target(id, handle)?;
         match target {
             Target::Staged(staged) => self.bounded(&inode, staged.allocate(mode, offset, length)).await,
+            Target::Shared(_) | Target::Cached(_) => Err(read_only_handle(&inode)),
             Target::Local(file) => {
                 let allocate = move || {
                     ufs::local::allocate(&*file, mode, offset, length)?;
@@ -369,18 +400,16 @@ impl Fs {
     /// # Errors
     /// ENXIO beyond the end.
     pub async fn seek(&self, id: u64, handle: u64, offset: u64, hole: bool) -> Result<u64> {
-        match self.target(id, handle) {
-            Ok((inode, Target::Staged(staged))) => self.bounded(&inode, staged.seek(offset, hole)).await,
-            Ok((inode, Target::Local(file))) => {
+        let (inode, target) = self.target(id, handle)?;
+        match target {
+            Target::Staged(staged) => self.bounded(&inode, staged.seek(offset, hole)).await,
+            Target::Local(file) | Target::Shared(file) => {
                 ufs::local::seek(&*file, offset, hole).map_err(|errno| failed(&inode, errno))
             }
-            Err(_) => {
-                let size = self.files.get(handle)?.attr.size;
-                if offset >= size {
-                    return Err(Error::new(ErrorKind::Os(libc::ENXIO), "beyond the end"));
-                }
-                Ok(if hole { size } else { offset })
+            Target::Cached(size) if offset >= size => {
+                Err(Error::new(ErrorKind::Os(libc::ENXIO), format!("{}: {offset} is beyond the end", inode.path())))
             }
+            Target::Cached(size) => Ok(if hole { size } else { offset }),
         }
     }
 
@@ -399,7 +428,9 @@ impl Fs {
         const MOST: u64 = 64 << 20;
         self.changes()?;
         let unsupported = || Error::new(ErrorKind::Unsupported, "only files of this host are copied so");
-        let Ok((_, Target::Local(source))) = self.target(from_id, from) else { return Err(unsupported()) };
+        let (_, Target::Local(source) | Target::Shared(source)) = self.target(from_id, from)? else {
+            return Err(unsupported());
+        };
         let (inode, Target::Local(target)) = self.target(to_id, to)? else { return Err(unsupported()) };
         // Bounded by MOST.
         let length = length.min(MOST) as usize;
@@ -429,8 +460,8 @@ impl Fs {
     }
 }
 
-fn not_for_writing(handle: &FileHandle) -> Error {
-    Error::new(ErrorKind::BadHandle, format!("{}: is not open for writing", handle.inode.path()))
+fn read_only_handle(inode: &Arc<Inode>) -> Error {
+    Error::new(ErrorKind::BadHandle, format!("{}: is not open for writing", inode.path()))
 }
 
 fn failed(inode: &Arc<Inode>, errno: Errno) -> Error {

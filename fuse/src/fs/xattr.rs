@@ -37,7 +37,14 @@ impl Fs {
         }
         loop {
             let path = self.place(&inode)?;
-            match self.bounded(&inode, changes.xattr(&path, name)).await {
+            let done = match self.held(&inode, &path) {
+                Ok(Some(held)) => {
+                    ufs::local::xattr(&*held.file, name).map(Bytes::from).map_err(|errno| failed(&inode, errno))
+                }
+                Ok(None) => self.bounded(&inode, changes.xattr(&path, name)).await,
+                Err(error) => Err(error),
+            };
+            match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
                 done => return done,
             }
@@ -55,7 +62,12 @@ impl Fs {
         }
         loop {
             let path = self.place(&inode)?;
-            match self.bounded(&inode, changes.xattrs(&path)).await {
+            let done = match self.held(&inode, &path) {
+                Ok(Some(held)) => ufs::local::xattrs(&*held.file).map_err(|errno| failed(&inode, errno)),
+                Ok(None) => self.bounded(&inode, changes.xattrs(&path)).await,
+                Err(error) => Err(error),
+            };
+            match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
                 done => return done.map(joined),
             }
@@ -73,10 +85,17 @@ impl Fs {
             return ufs::local::set_xattr(&*file, name, value, how).map_err(|errno| failed(&inode, errno));
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.set_xattr(&path, name, value, how)).await
+                let path = self.place(&inode)?;
+                let done = match self.held(&inode, &path) {
+                    Ok(Some(held)) => {
+                        ufs::local::set_xattr(&*held.file, name, value, how).map_err(|errno| failed(&inode, errno))
+                    }
+                    Ok(None) => self.bounded(&inode, changes.set_xattr(&path, name, value, how)).await,
+                    Err(error) => Err(error),
+                };
+                (path, done)
             };
             match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}
@@ -96,10 +115,17 @@ impl Fs {
             return ufs::local::remove_xattr(&*file, name).map_err(|errno| failed(&inode, errno));
         }
         loop {
-            let path = self.place(&inode)?;
-            let done = {
+            let (path, done) = {
                 let _still = self.tree.read().await;
-                self.bounded(&inode, changes.remove_xattr(&path, name)).await
+                let path = self.place(&inode)?;
+                let done = match self.held(&inode, &path) {
+                    Ok(Some(held)) => {
+                        ufs::local::remove_xattr(&*held.file, name).map_err(|errno| failed(&inode, errno))
+                    }
+                    Ok(None) => self.bounded(&inode, changes.remove_xattr(&path, name)).await,
+                    Err(error) => Err(error),
+                };
+                (path, done)
             };
             match done {
                 Err(error) if self.has_moved(&inode, &path, &error).await => {}

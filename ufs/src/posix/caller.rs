@@ -52,10 +52,11 @@ impl Acting {
 impl Drop for Acting {
     fn drop(&mut self) {
         if self.changed {
-            // SAFETY: as above. To become root again for file systems gives the capabilities back that go with it.
+            // SAFETY: as above. To become root again for file systems gives the capabilities back that go with it. Only root
+            // acts for others, but its group may be any.
             unsafe {
                 libc::setfsuid(0);
-                libc::setfsgid(0);
+                libc::setfsgid(libc::getegid());
             }
         }
     }
@@ -100,12 +101,33 @@ fn can_act() -> bool {
     })
 }
 
-/// Gives this thread back what the change of user took from it.
+/// Gives this thread back what was taken from it.
 fn raise() {
     if let Some(own) = own() {
-        let header = Header { version: VERSION_3, pid: 0 };
-        // SAFETY: both structures have the layout that version 3 asks for, and are only read. It concerns this thread.
-        let done = unsafe { libc::syscall(libc::SYS_capset, &header, own.as_ptr()) };
-        debug_assert_eq!(done, 0, "a thread may have the capabilities that it has");
+        set(own);
     }
+}
+
+fn set(capabilities: &[Capabilities; 2]) {
+    let header = Header { version: VERSION_3, pid: 0 };
+    // SAFETY: both structures have the layout that version 3 asks for, and are only read. It concerns this thread.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &header, capabilities.as_ptr()) };
+    debug_assert_eq!(done, 0, "a thread may have the capabilities that it has");
+}
+
+/// Makes `call` without the right to leave set-id bits set when a file is written to (CAP_FSETID). What takes the rights
+/// of this thread along, as a backing file of passthrough does, drops those bits with each write, as a user's writes do.
+pub fn without_keeping_set_id<T>(call: impl FnOnce() -> T) -> T {
+    const CAP_FSETID: u32 = 4;
+    struct Back;
+    impl Drop for Back {
+        fn drop(&mut self) {
+            raise();
+        }
+    }
+    let Some(mut less) = own().filter(|own| own[0].effective & (1 << CAP_FSETID) != 0) else { return call() };
+    less[0].effective &= !(1 << CAP_FSETID);
+    let _back = Back;
+    set(&less);
+    call()
 }

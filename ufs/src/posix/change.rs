@@ -2,7 +2,9 @@
 //!
 //! The directory that holds a name is opened below the root without following links, and the last name is given to the
 //! `*at` call as it is, which follows none either. Calls that end soon on a disk that works are made at once, as
-//! reading attributes is; what waits for a disk (syncing) is made on a thread for blocking calls, with a deadline.
+//! reading attributes is; what waits for a disk (syncing) is made on a thread for blocking calls, with a deadline. So a
+//! network file system that hangs holds up the calls that it is asked, each with the thread that takes it, as it would
+//! hold up the programs that asked; to give them up would leave nobody knowing whether the change was made.
 
 use super::{Posix, attr::attr, caller::Acting};
 use crate::{deadline::blocking, local};
@@ -88,25 +90,23 @@ fn mode(mode: u32) -> Mode {
 #[async_trait]
 impl Changes for Posix {
     async fn create(&self, path: &UfsPath, flags: i32, bits: u32, caller: Caller) -> Result<OpenedForWriting> {
-        let file = self.at("create", path, |place| {
+        let made = self.at("create", path, |place| {
             let acting = Acting::start(caller);
-            let make = |flags| openat(&place.directory, place.name, flags | OFlag::O_CREAT, mode(bits));
-            let file = if acting.masked {
-                // Only what is certainly new may have its mode set.
-                match make(OFlag::O_RDWR | OFlag::O_EXCL | ALWAYS) {
-                    Ok(file) => {
-                        local::set_attr(&file, &SetAttr { mode: Some(bits), ..SetAttr::default() })?;
-                        return Ok(file);
-                    }
-                    Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => widest(flags, make)?,
-                    Err(errno) => return Err(errno),
-                }
-            } else {
-                widest(flags, make)?
-            };
+            // What is there already is not for this thread to open: it has rights that the caller may not have.
+            let how = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | ALWAYS;
+            let file = openat(&place.directory, place.name, how, mode(bits))?;
+            if acting.masked {
+                local::set_attr(&file, &SetAttr { mode: Some(bits), ..SetAttr::default() })?;
+            }
             Ok(file)
-        })?;
-        self.regular(path, file)
+        });
+        match made {
+            Ok(file) => self.regular(path, file),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && flags & libc::O_EXCL == 0 => {
+                Err(Error::new(ErrorKind::Stale, format!("create {}: it was made just now", self.shown(path))))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn open(&self, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
@@ -144,6 +144,19 @@ impl Changes for Posix {
             fstatat(directory, *name, AtFlags::AT_SYMLINK_NOFOLLOW)
         })?;
         Ok(Arc::new(attr(&linked)))
+    }
+
+    fn hold(&self, path: &UfsPath) -> Option<Result<LocalFile>> {
+        let held = self.with("change", path, |file| Ok((local::attr_of(&file)?, file)));
+        Some(held.map(|(attr, file)| LocalFile { file: Arc::new(File::from(file)), attr: Arc::new(attr) }))
+    }
+
+    fn link_held(&self, file: &File, path: &UfsPath) -> Option<Result<Arc<Attr>>> {
+        let linked = self.at("link", path, |Place { directory, name }| {
+            local::link(file, directory, name)?;
+            fstatat(directory, *name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        });
+        Some(linked.map(|stat| Arc::new(attr(&stat))))
     }
 
     async fn remove_file(&self, path: &UfsPath) -> Result<()> {

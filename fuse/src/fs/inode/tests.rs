@@ -144,6 +144,40 @@ fn a_directory_takes_along_what_lies_below_it() {
 }
 
 #[test]
+fn what_moves_always_has_a_name() {
+    let table = InodeTable::new();
+    let root = table.get(ROOT).unwrap();
+    let f = table.remember(&root, b"a", file(7), None, 1);
+    let g = table.remember(&root, b"g", file(8), None, 1);
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20_000 {
+                table.rename((&root, b"a"), (&root, b"b"), false);
+                table.rename((&root, b"b"), (&root, b"g"), true);
+                table.rename((&root, b"g"), (&root, b"a"), false);
+                table.rename((&root, b"b"), (&root, b"g"), false);
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        while !ended.load(Ordering::Relaxed) {
+            assert!(!f.is_nameless() && !g.is_nameless());
+        }
+    });
+    assert_eq!((f.path(), g.path()), (path("a"), path("g")));
+}
+
+#[test]
+fn a_name_for_another_file_is_not_given_to_the_one_that_is_known() {
+    let table = InodeTable::new();
+    let root = table.get(ROOT).unwrap();
+    let a = table.remember(&root, b"a", file(7), None, 1);
+    let b = table.remember(&root, b"b", file(8), Some(&a), 1);
+    assert_ne!(a.id, b.id);
+    assert_eq!(a.lookups(), 1);
+}
+
+#[test]
 fn very_deep_paths_are_found() {
     let table = InodeTable::new();
     let mut at = table.get(ROOT).unwrap();

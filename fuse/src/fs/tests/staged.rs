@@ -28,7 +28,7 @@ impl Setup {
     }
 
     fn close(&self, id: u64, opened: &Opened) {
-        self.fs.release(id, opened.handle, libc::O_RDWR).unwrap();
+        self.fs.release(id, opened.handle).unwrap();
     }
 }
 

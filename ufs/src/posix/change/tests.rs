@@ -101,6 +101,45 @@ async fn names_are_made_linked_moved_and_removed() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_there_already_is_not_opened_by_making_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = storage(&directory);
+    std::fs::write(directory.path().join("f"), "text").unwrap();
+    for flags in [libc::O_WRONLY | libc::O_TRUNC, libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND] {
+        let refused = storage.create(&path("f"), flags, 0o644, ME).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Stale);
+    }
+    let refused = storage.create(&path("f"), libc::O_WRONLY | libc::O_EXCL, 0o644, ME).await.err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::read_to_string(directory.path().join("f")).unwrap(), "text");
+}
+
+#[tokio::test]
+async fn what_is_held_is_the_same_file_wherever_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = storage(&directory);
+    std::fs::write(directory.path().join("f"), "text").unwrap();
+    symlink("nowhere", directory.path().join("link")).unwrap();
+    let held = storage.hold(&path("f")).unwrap().unwrap();
+    let link = storage.hold(&path("link")).unwrap().unwrap();
+    assert_eq!(link.attr.kind, FileKind::Symlink);
+    std::fs::rename(directory.path().join("f"), directory.path().join("g")).unwrap();
+    std::fs::write(directory.path().join("f"), "other").unwrap();
+    let change = SetAttr { mode: Some(0o600), size: Some(2), ..SetAttr::default() };
+    local::set_attr(&*held.file, &change).unwrap();
+    let linked = storage.link_held(&held.file, &path("h")).unwrap().unwrap();
+    assert_eq!((linked.local, linked.nlink, linked.size), (held.attr.local, 2, 2));
+    let linked = storage.link_held(&link.file, &path("link2")).unwrap().unwrap();
+    assert_eq!((linked.local, linked.kind), (link.attr.local, FileKind::Symlink));
+    assert_eq!(std::fs::read_to_string(directory.path().join("f")).unwrap(), "other");
+    std::fs::remove_file(directory.path().join("g")).unwrap();
+    std::fs::remove_file(directory.path().join("h")).unwrap();
+    let gone = storage.link_held(&held.file, &path("i")).unwrap().unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    assert!(storage.hold(&path("g")).unwrap().is_err());
+}
+
+#[tokio::test]
 async fn no_link_is_followed_on_the_way_or_at_the_end() {
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("secret"), "secret").unwrap();
