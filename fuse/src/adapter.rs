@@ -372,7 +372,7 @@ impl Filesystem for Adapter {
         let timer = Timer::start(FuseOp::Release);
         caught(|| {
             let done = self.fs.release(ino.0, fh.0);
-            self.fs.note_released(ino.0, fh.0, flags.0);
+            self.fs.note_released(ino.0, fh.0);
             reply_empty(timer, done, reply);
         });
     }

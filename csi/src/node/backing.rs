@@ -80,7 +80,9 @@ impl Desk {
         }
         let map = Map { fd: file.as_raw_fd(), flags: 0, padding: 0 };
         // SAFETY: the connection is open, and the structure is as the kernel has it and outlives the call.
-        let id = unsafe { ioctl::open(self.connection.as_raw_fd(), &map) }?;
+        let register = || unsafe { ioctl::open(self.connection.as_raw_fd(), &map) };
+        // The kernel writes to it as whoever registered it: set-id bits are to fall, as for anybody without privilege.
+        let id = ufs::local::without_keeping_set_id(register)?;
         let id = u32::try_from(id).map_err(|_| io::Error::from_raw_os_error(libc::EIO))?;
         ids.insert(id);
         Ok(id)

@@ -233,7 +233,13 @@ async fn mend(node: &Arc<Node>, slot: &Arc<Slot>, state: &mut State) {
 
 /// Binds all targets of a session to its mount, where they are not already.
 pub async fn rebind(node: &Arc<Node>, slot: &Arc<Slot>, device: common::mountinfo::Device) {
+    // A list that cannot be read is read again by the bind, which tells why.
+    let mounts = sys::mounts().unwrap_or_default();
     for record in node.targets.of(&slot.key) {
+        // What is right is not claimed, so that no call for it is turned away.
+        if targets::is_bound(&mounts, device, &record) {
+            continue;
+        }
         let Ok(_claim) = node.targets.claim(&record.target) else {
             // A call is under way for it, perhaps one that ends without binding it: the next look sees.
             slot.unbound.store(true, Ordering::Release);

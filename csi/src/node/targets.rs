@@ -270,6 +270,12 @@ pub async fn bind(slot: &Arc<Slot>, device: Device, record: &TargetRecord, over:
     .await
 }
 
+/// Whether a session's mount, and none else, is seen at a target as its record wants it.
+pub fn is_bound(mounts: &[Mount], device: Device, record: &TargetRecord) -> bool {
+    let stack: Vec<Mount> = mounts.iter().filter(|mount| mount.point == record.target).cloned().collect();
+    is_there(&stack, device, &record.publication)
+}
+
 /// Whether the topmost mount is the one that is wanted.
 fn is_there(stack: &[Mount], device: Device, publication: &Publication) -> bool {
     stack.last().is_some_and(|top| {

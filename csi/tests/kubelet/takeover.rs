@@ -167,7 +167,8 @@ fn what_passes_through_needs_no_process() {
     let family = store.synthetic("set/", 2, 500_000);
     let mut kubelet = Kubelet::start(&[]);
     kubelet.publish(request(&kubelet, &store, "set", "pod")).unwrap();
-    let path = |at: u64| kubelet.target("pod").join(family.key(at).strip_prefix("set/").unwrap());
+    let root = kubelet.target("pod");
+    let path = |at: u64| root.join(family.key(at).strip_prefix("set/").unwrap());
     let open = |at: u64| {
         let path = path(at);
         bounded(move || File::open(path).unwrap())

@@ -67,8 +67,8 @@ impl Fs {
     }
 
     /// Notes that a file was released.
-    pub fn note_released(&self, id: u64, handle: u64, flags: i32) {
-        self.note(|| Record::Released { id, handle, writes: flags & libc::O_ACCMODE != libc::O_RDONLY });
+    pub fn note_released(&self, id: u64, handle: u64) {
+        self.note(|| Record::Released { id, handle });
     }
 
     /// Notes an open directory.
@@ -188,8 +188,9 @@ impl Fs {
             Content::Local(local) => Some(local.clone()),
             _ => None,
         };
-        let _ = self.limit.take();
-        {
+        // One that passes through is counted already.
+        if file.backing.is_none() {
+            let _ = self.limit.take();
             let mut state = inode.state.lock();
             match &mut state.open {
                 Some(shared) => {

@@ -12,6 +12,7 @@
 //!   successor has all of it or none;
 //! - the space that it takes is bounded by what the kernel holds, plus two parts.
 
+use super::open::PASSTHROUGH_HANDLE;
 use common::{Error, FileKind, Result, Timestamp, attr::LocalId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub enum Record {
     /// A file was opened.
     Opened(OpenFile),
     /// It was released.
-    Released { id: u64, handle: u64, writes: bool },
+    Released { id: u64, handle: u64 },
     /// A directory was opened.
     OpenedDirectory { handle: u64, id: u64 },
     /// It was released.
@@ -178,22 +179,26 @@ impl Held {
                 }
             }
             Record::Gone { id } => drop(self.nodes.remove(&id)),
-            Record::Opened(file) if file.backing.is_some() => {
-                let writers = u64::from(file.writes);
-                let passing = self.passing.entry(file.id).or_insert(Passing { file, handles: 0, writers: 0 });
-                passing.handles += 1;
-                passing.writers += writers;
-            }
             Record::Opened(file) => {
-                self.next.1 = self.next.1.max(file.handle + 1);
-                self.files.insert(file.handle, file);
+                if file.backing.is_some() {
+                    let none = Passing { file: file.clone(), handles: 0, writers: 0 };
+                    let passing = self.passing.entry(file.id).or_insert(none);
+                    passing.handles += 1;
+                    passing.writers += u64::from(file.writes);
+                }
+                // Those that only read and pass through have one number for all.
+                if file.handle != PASSTHROUGH_HANDLE {
+                    self.next.1 = self.next.1.max(file.handle + 1);
+                    self.files.insert(file.handle, file);
+                }
             }
-            Record::Released { id, handle, writes } => {
-                if self.files.remove(&handle).is_none()
+            Record::Released { id, handle } => {
+                let file = self.files.remove(&handle);
+                if file.as_ref().is_none_or(|file| file.backing.is_some())
                     && let Some(passing) = self.passing.get_mut(&id)
                 {
                     passing.handles -= 1;
-                    passing.writers = passing.writers.saturating_sub(u64::from(writes));
+                    passing.writers = passing.writers.saturating_sub(u64::from(file.is_some_and(|file| file.writes)));
                     if passing.handles == 0 {
                         self.passing.remove(&id);
                     }
@@ -225,11 +230,14 @@ impl Held {
             node.names.iter().map(move |(parent, name)| Record::Named { id: *id, parent: *parent, name: name.clone() })
         });
         let files = self.files.values().cloned().map(Record::Opened);
-        let passing = self.passing.values().flat_map(|passing| {
-            (0..passing.handles).map(move |at| {
-                let writes = at < passing.writers;
-                Record::Opened(OpenFile { writes, ..passing.file.clone() })
-            })
+        let mut numbered = BTreeMap::<u64, u64>::new();
+        for file in self.files.values().filter(|file| file.backing.is_some()) {
+            *numbered.entry(file.id).or_default() += 1;
+        }
+        let passing = self.passing.values().flat_map(move |passing| {
+            let without = passing.handles.saturating_sub(numbered.get(&passing.file.id).copied().unwrap_or(0));
+            let file = OpenFile { handle: PASSTHROUGH_HANDLE, writes: false, ..passing.file.clone() };
+            (0..without).map(move |_| Record::Opened(file.clone()))
         });
         let directories =
             self.directories.iter().map(|(handle, id)| Record::OpenedDirectory { handle: *handle, id: *id });
@@ -418,11 +426,11 @@ mod tests {
             trail.note(&Record::Opened(file(id, 0, Some(9))));
             trail.note(&Record::Opened(file(id, 0, Some(9))));
             trail.note(&Record::OpenedDirectory { handle: id, id });
-            trail.note(&Record::Released { id, handle: 0, writes: false });
+            trail.note(&Record::Released { id, handle: 0 });
             if id >= 10 {
                 trail.note(&Record::Unnamed { id, parent: 1, name: id.to_string().into_bytes() });
-                trail.note(&Record::Released { id, handle: id, writes: false });
-                trail.note(&Record::Released { id, handle: 0, writes: false });
+                trail.note(&Record::Released { id, handle: id });
+                trail.note(&Record::Released { id, handle: 0 });
                 trail.note(&Record::ReleasedDirectory { handle: id });
                 trail.note(&Record::Gone { id });
             }

@@ -301,7 +301,8 @@ impl Fs {
                 Content::Local(file) => Target::Local(file.clone()),
                 Content::Staged(staged) => Target::Staged(staged.clone()),
                 Content::Pages(_) => Target::Cached(handle.attr.size),
-                Content::Lost => return Err(lost(&handle)),
+                Content::Lost if handle.writes => return Err(lost(&handle)),
+                Content::Lost => Target::Cached(handle.attr.size),
             };
             return Ok((handle.inode.clone(), target));
         }

@@ -158,8 +158,9 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, look, passthrough, web, notify, uploads, close, closes_itself, .. } =
-        served;
+    let Served {
+        filesystem, threads, read_only, look, passthrough, web, notify, uploads, close, closes_itself, ..
+    } = served;
     let closing = if closes_itself { UPLOADING } else { CLOSING };
     let mut request = setup.request.clone();
     request.read_only |= read_only;

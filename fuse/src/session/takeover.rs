@@ -16,6 +16,8 @@ use std::{
 const FUSE_INIT: u32 = 26;
 const INIT_EXT: u64 = 1 << 30;
 const NOTIFY_RESEND: i32 = 7;
+/// Any window will do, since the kernel keeps the one that it has.
+const READAHEAD: u32 = 128 << 10;
 
 /// The INIT request of a kernel that has just what was agreed.
 fn init(agreed: Agreed) -> Vec<u8> {
@@ -29,7 +31,7 @@ fn init(agreed: Agreed) -> Vec<u8> {
     // Its number; node, user, group, process and padding are nothing.
     bytes.extend(1_u64.to_ne_bytes());
     bytes.resize(HEADER, 0);
-    for word in [7, agreed.minor, u32::MAX, flags as u32, (flags >> 32) as u32] {
+    for word in [7, agreed.minor, READAHEAD, flags as u32, (flags >> 32) as u32] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes.resize(HEADER + BODY, 0);
