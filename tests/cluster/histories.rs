@@ -184,7 +184,7 @@ fn no_read_sees_what_was_overwritten_before_it_began() {
 }
 
 fn is_replaced(file: usize) -> bool {
-    file % 2 == 0
+    file.is_multiple_of(2)
 }
 
 fn act(history: &History, place: &Path, failed: &AtomicU64, random: &mut StdRng) {

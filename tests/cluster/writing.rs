@@ -130,13 +130,13 @@ fn unsafe_truncate(path: &Path, size: i64) -> io::Result<()> {
 #[test]
 fn names_made_moved_and_removed_on_one_mount_are_so_on_the_other() {
     let Some(shared) = Shared::start(3) else { return };
-    for round in 0..10 {
+    for round in 0..10u32 {
         let name = |what: &str| format!("d{round}/{what}");
-        let (here, there): (&dyn Fn(&str) -> PathBuf, &dyn Fn(&str) -> PathBuf) = if round % 2 == 0 {
-            (&|path| shared.one(path), &|path| shared.two(path))
-        } else {
-            (&|path| shared.two(path), &|path| shared.one(path))
+        // Each mount in turn is the one that makes.
+        let at = |turn: u32, path: &str| {
+            if (round + turn).is_multiple_of(2) { shared.one(path) } else { shared.two(path) }
         };
+        let (here, there) = (|path: &str| at(0, path), |path: &str| at(1, path));
         assert!(!there(&format!("d{round}")).exists(), "nobody made it yet");
         fs::create_dir(here(&format!("d{round}"))).unwrap();
         assert!(!there(&name("a")).exists());
