@@ -361,7 +361,7 @@ fn a_mount_that_is_killed_leaves_no_file_open_at_a_worker() {
     machine::wait_for("the worker to close the file", || (held() > 0).then_some(()));
     assert_eq!(fs::read(two.join("data/half")).unwrap(), b"half", "as after a kill of the writer itself");
     drop(file);
-    one.abandon();
+    drop(one);
     two.stop();
     drop((source, cluster));
 }
