@@ -168,10 +168,7 @@ fn a_stage_without_room_answers_enospc_and_readers_go_on() {
     store.put("readable", *b"r");
     // The disk is smaller than what the stage may take.
     let disk = Tmpfs::new(24 << 20);
-    let mount = store
-        .mount("")
-        .option(format!("alluxio.user.stage.dir={}", disk.path().display()))
-        .start();
+    let mount = store.mount("").option(format!("alluxio.user.stage.dir={}", disk.path().display())).start();
     let file = File::create(mount.join("full")).unwrap();
     let block = vec![7; 1 << 20];
     // Not in order, so that nothing can be sent early.
