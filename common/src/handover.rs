@@ -13,9 +13,7 @@
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
-    },
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -56,6 +54,9 @@ pub struct Session {
     pub read_only: bool,
     /// How many seconds its start may take.
     pub limit_seconds: u64,
+    /// Whether the connection is one that a process served which died, and that is to be gone on with.
+    #[serde(default)]
+    pub takeover: bool,
 }
 
 impl fmt::Debug for Session {
@@ -74,7 +75,8 @@ impl fmt::Debug for Session {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum Order {
-    /// Serve the connection that comes with it. Answered by [`Answer::Serving`] once the file system is ready.
+    /// Serve the connection that comes with it, and have files registered over the line ([`crate::backing`]) that comes after
+    /// it, if one does. Answered by [`Answer::Serving`] once the file system is ready.
     Serve(Session),
     /// Which sessions are there; answered by [`Answer::Sessions`].
     List,
@@ -82,6 +84,19 @@ pub enum Order {
     Take {
         /// Its key.
         key: String,
+    },
+    /// Have files registered over the line that comes with it from now on; answered by [`Answer::Done`].
+    Line {
+        /// Its key.
+        key: String,
+    },
+    /// Put what was written into the storage; answered by [`Answer::Settled`] or [`Answer::Pending`], also when no process
+    /// serves the session.
+    Settle {
+        /// Its key.
+        key: String,
+        /// How long that may take.
+        limit_seconds: u64,
     },
     /// End this session and forget it; answered by [`Answer::Done`], also when there is none.
     Stop {
@@ -109,6 +124,18 @@ pub enum Answer {
     Serving {
         /// Its number, in the mounter's own view.
         pid: u32,
+        /// Whether its storage takes writes.
+        #[serde(default)]
+        writes: bool,
+    },
+    /// Everything that was written is in the storage.
+    Settled,
+    /// Something is not; it is kept on this host until it is.
+    Pending {
+        /// One line: what and why.
+        message: String,
+        /// Whether a process goes on with it now; otherwise the next one will.
+        served: bool,
     },
     /// What there is.
     Sessions {
@@ -295,16 +322,13 @@ pub fn order(
 /// # Errors
 /// It is somebody else.
 pub fn trusted(stream: &UnixStream) -> io::Result<()> {
-    let peer = getsockopt(&stream.as_fd(), PeerCredentials)?;
+    let (_, user, _) = crate::wire::peer(stream.as_fd()).map_err(io::Error::other)?;
     let own = nix::unistd::geteuid();
     // Root talks to an unprivileged mounter; which user that is the rights of the socket's directory decide.
-    if peer.uid() == 0 || peer.uid() == own.as_raw() || own.is_root() {
+    if user == 0 || user == own.as_raw() || own.is_root() {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("user {} is neither root nor user {own}: refused", peer.uid()),
-    ))
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {user} is neither root nor user {own}: refused")))
 }
 
 /// Listens at `path`, in place of whoever listened there before; others than its user and root cannot connect.

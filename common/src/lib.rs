@@ -4,12 +4,14 @@
 //! Nothing here knows a storage, a network or FUSE.
 
 pub mod attr;
+pub mod backing;
 pub mod budget;
 pub mod change;
 pub mod conf;
 pub mod errno;
 pub mod error;
 pub mod handover;
+pub mod limited;
 pub mod logging;
 pub mod metrics;
 pub mod mountinfo;
@@ -18,6 +20,7 @@ pub mod path;
 pub mod redact;
 pub mod rpc;
 pub mod tls;
+pub mod web;
 pub mod wire;
 pub mod worker;
 

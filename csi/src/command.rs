@@ -121,6 +121,9 @@ pub struct NodeArgs {
     /// How often mounts are checked and mended
     #[arg(long, value_name = "DURATION", default_value = "5s", env = "ALLUXIO_CSI_CHECK_INTERVAL", value_parser = interval)]
     pub check_interval: Duration,
+    /// How long an unpublish waits for uploads of what was written, before it is answered with an error and repeated by kubelet
+    #[arg(long, value_name = "DURATION", default_value = "60s", env = "ALLUXIO_CSI_UPLOAD_TIMEOUT", value_parser = interval)]
+    pub upload_timeout: Duration,
     /// How long the start of a session may take
     #[arg(long, value_name = "DURATION", default_value = "30s", env = "ALLUXIO_CSI_START_TIMEOUT", value_parser = interval)]
     pub start_timeout: Duration,

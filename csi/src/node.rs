@@ -4,6 +4,7 @@
 //! [`targets`] for publishing, [`sessions`] for the file systems behind the targets, [`keeper`] for their recovery,
 //! [`records`] for what survives a restart.
 
+mod backing;
 pub mod keeper;
 pub mod records;
 pub mod sessions;
@@ -162,9 +163,10 @@ impl NodeService for Plugin {
         volume::check_id(&request.volume_id)?;
         let target = sys::resolve_target(&request.target_path, &node.options.kubelet_dir)?;
         let claim = node.targets.claim(&target)?;
-        let done = Self::run(CALL, async move {
+        let limit = node.options.upload_timeout + CALL;
+        let done = Self::run(limit, async move {
             let _claim = claim;
-            node.targets.unpublish(&request.volume_id, &target).await
+            node.targets.unpublish(&node.sessions, &request.volume_id, &target, node.options.upload_timeout).await
         });
         told("unpublish", &request.target_path, done.await)?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))

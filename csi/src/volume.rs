@@ -40,6 +40,9 @@ pub struct Volume {
     pub noexec: bool,
     /// See [`Volume::noexec`].
     pub noatime: bool,
+    /// Whether its access mode is one for readers, so that nothing may write through the session at all.
+    #[serde(default)]
+    pub readers: bool,
 }
 
 /// A volume at a target.
@@ -76,9 +79,9 @@ impl Volume {
             properties: self.properties.clone(),
             secrets: secrets.clone(),
             group: self.group,
-            // Volumes take no writes yet; see `node::sessions`.
-            read_only: true,
+            read_only: self.readers,
             limit_seconds,
+            takeover: false,
         }
     }
 
@@ -177,6 +180,7 @@ pub fn publication(
         identity,
         noexec: options.noexec,
         noatime: options.noatime,
+        readers: is_reader(mode),
     };
     Ok(Publication {
         volume,

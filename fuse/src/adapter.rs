@@ -25,8 +25,11 @@ mod write;
 pub use in_turn::InTurn;
 
 use crate::{
-    fs::{Entry, Fs, Opened, Read},
-    passthrough::{Registrar, Token},
+    fs::{
+        Entry, Fs, Opened, Read,
+        trail::{Agreed, Held},
+    },
+    passthrough::{Registered, Registrar, Through, Token},
 };
 use bytes::Bytes;
 use common::{
@@ -60,12 +63,20 @@ const GENERATION: Generation = Generation(0);
 pub struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
+    /// What a predecessor agreed with the kernel, when this process takes over from one.
+    agreed: Option<Agreed>,
 }
 
 impl Adapter {
     /// Serves `fs`; what must wait runs on `runtime`.
     pub fn new(fs: Arc<Fs>, runtime: Handle) -> Self {
-        Self { fs, runtime }
+        Self { fs, runtime, agreed: None }
+    }
+
+    /// Takes over from a process that died: what the kernel holds, as it agreed on it with that process. It blocks.
+    pub fn resume(&mut self, held: &Held) {
+        self.runtime.block_on(self.fs.resume(held));
+        self.agreed = held.agreed;
     }
 
     /// The file system that it serves.
@@ -134,7 +145,37 @@ fn reply_attr(fs: &Fs, timer: Timer, found: common::Result<Entry>, reply: ReplyA
     }
 }
 
-fn reply_open(timer: Timer, opened: common::Result<Opened>, reply: ReplyOpen) {
+/// Who registers files for the answer to an open.
+fn registrar<'a>(
+    fs: &Fs,
+    reply: &'a (impl Registrar + 'static),
+    through: &'a mut Option<Through>,
+) -> &'a dyn Registrar {
+    match fs.passthrough().delegate() {
+        Some(delegate) => through.insert(Through(delegate.clone())),
+        None => reply,
+    }
+}
+
+/// What the kernel calls a registered file, as fuser has it for an answer: of one that somebody else registered it must be
+/// turned [back](BackingId::into_raw) into its number, since this process cannot take it back.
+enum Backed<'a> {
+    Here(&'a BackingId),
+    Elsewhere(u32),
+}
+
+fn backed(token: &Token) -> Option<Backed<'_>> {
+    let here = token.downcast_ref::<BackingId>().map(Backed::Here);
+    here.or_else(|| token.downcast_ref::<Registered>().map(|registered| Backed::Elsewhere(registered.id)))
+}
+
+fn reply_open(
+    fs: &Fs,
+    (ino, how): (INodeNo, OpenFlags),
+    timer: Timer,
+    opened: common::Result<Opened>,
+    reply: ReplyOpen,
+) {
     let opened = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -143,8 +184,16 @@ fn reply_open(timer: Timer, opened: common::Result<Opened>, reply: ReplyOpen) {
         }
     };
     let flags = open_flags(&opened);
-    match opened.backing.as_ref().map(|backing| backing.token().downcast_ref::<BackingId>()) {
-        Some(Some(id)) => reply.opened_passthrough(FileHandle(opened.handle), flags, id),
+    fs.note_opened(ino.0, &opened, how.0);
+    match opened.backing.as_ref().map(|backing| backed(backing.token())) {
+        Some(Some(Backed::Here(id))) => reply.opened_passthrough(FileHandle(opened.handle), flags, id),
+        Some(Some(Backed::Elsewhere(id))) => {
+            // SAFETY: the id is of this connection, registered, and stays so while the token lives, which the open file holds.
+            let id = unsafe { reply.wrap_backing(id) };
+            reply.opened_passthrough(FileHandle(opened.handle), flags, &id);
+            // Whoever registered it takes it back.
+            let _ = id.into_raw();
+        }
         Some(None) => {
             // Invariant: tokens are made by this module's registrar alone.
             reply.error(Errno::EIO);
@@ -191,7 +240,14 @@ fn reply_empty(timer: Timer, done: common::Result<()>, reply: ReplyEmpty) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(&self.fs, config);
+        let agreed = init::negotiate(&self.fs, config);
+        match self.agreed {
+            None => self.fs.note_agreed(agreed),
+            Some(before) if before == agreed => {}
+            Some(_) => {
+                return Err(io::Error::other("the kernel agreed on something else with the process before this one"));
+            }
+        }
         Ok(())
     }
 
@@ -245,17 +301,21 @@ impl Filesystem for Adapter {
         if Fs::opens_for_writing(flags.0) {
             let (fs, caller) = (self.fs.clone(), write::caller(req));
             return self.drive(async move {
-                let opened = fs.open_for_writing(ino.0, flags.0, caller, &reply).await;
-                reply_open(timer, opened, reply);
+                let mut through = None;
+                let registrar = registrar(&fs, &reply, &mut through);
+                let opened = fs.open_for_writing(ino.0, flags.0, caller, registrar).await;
+                reply_open(&fs, (ino, flags), timer, opened, reply);
             });
         }
-        caught(|| match self.fs.open_now(ino.0, &reply) {
-            Some(opened) => reply_open(timer, opened, reply),
+        let mut through = None;
+        caught(|| match self.fs.open_now(ino.0, registrar(&self.fs, &reply, &mut through)) {
+            Some(opened) => reply_open(&self.fs, (ino, flags), timer, opened, reply),
             None => {
                 let fs = self.fs.clone();
                 self.drive(async move {
-                    let opened = fs.open(ino.0, &reply).await;
-                    reply_open(timer, opened, reply);
+                    let mut through = None;
+                    let opened = fs.open(ino.0, registrar(&fs, &reply, &mut through)).await;
+                    reply_open(&fs, (ino, flags), timer, opened, reply);
                 });
             }
         });
@@ -310,7 +370,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let timer = Timer::start(FuseOp::Release);
-        caught(|| reply_empty(timer, self.fs.release(ino.0, fh.0), reply));
+        caught(|| {
+            let done = self.fs.release(ino.0, fh.0);
+            self.fs.note_released(ino.0, fh.0);
+            reply_empty(timer, done, reply);
+        });
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -324,6 +388,7 @@ impl Filesystem for Adapter {
                 let mut flags = FopenFlags::empty();
                 flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache);
                 flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+                self.fs.note_directory(opened.handle, ino.0);
                 reply.opened(FileHandle(opened.handle), flags);
                 timer.done();
             }
@@ -348,7 +413,11 @@ impl Filesystem for Adapter {
 
     fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         let timer = Timer::start(FuseOp::ReleaseDir);
-        caught(|| reply_empty(timer, self.fs.release_directory(fh.0), reply));
+        caught(|| {
+            let done = self.fs.release_directory(fh.0);
+            self.fs.note_directory_released(fh.0);
+            reply_empty(timer, done, reply);
+        });
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -25,6 +25,8 @@ pub mod handles;
 pub mod inode;
 mod names;
 mod open;
+mod resume;
+pub mod trail;
 mod writing;
 mod xattr;
 

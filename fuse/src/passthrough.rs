@@ -13,6 +13,10 @@
 //!   them, but with its inode;
 //! - the kernel's reference is dropped before the lease on the file.
 
+mod delegate;
+
+pub use delegate::{Delegate, Registered, Through};
+
 use crate::fs::inode::Identity;
 use common::{Attr, worker::FileLease};
 use lru::LruCache;
@@ -25,7 +29,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -120,6 +124,8 @@ pub struct Passthrough {
     kept: Vec<Mutex<LruCache<u64, Kept>>>,
     registered: AtomicU64,
     reused: AtomicU64,
+    /// Who registers, when it is not this process.
+    delegate: OnceLock<Arc<Delegate>>,
 }
 
 struct Kept {
@@ -144,7 +150,32 @@ impl Passthrough {
             kept: (0..SHARDS).map(|_| Mutex::new(LruCache::new(per_shard))).collect(),
             registered: AtomicU64::new(0),
             reused: AtomicU64::new(0),
+            delegate: OnceLock::new(),
         }
+    }
+
+    /// Has files registered by somebody else, from the beginning.
+    pub fn delegate_to(&self, delegate: Arc<Delegate>) {
+        // There is one line, which is set before anything is served.
+        let _ = self.delegate.set(delegate);
+    }
+
+    /// Who registers, when it is not this process.
+    pub fn delegate(&self) -> Option<&Arc<Delegate>> {
+        self.delegate.get()
+    }
+
+    /// A file that was registered before this process was there.
+    pub fn resumed(
+        &self,
+        id: u32,
+        identity: Identity,
+        attr: Arc<Attr>,
+        local: Option<Arc<File>>,
+        writable: bool,
+    ) -> Option<Backing> {
+        let token = self.delegate()?.known(id);
+        Some(Backing { token, identity, attr, local, writable, lease: None, born: Instant::now() })
     }
 
     /// Whether files may be registered.
@@ -219,8 +250,8 @@ impl Passthrough {
                 tracing::info!("passthrough is off: {reason}");
                 self.switch(Switch::Off(reason.into()));
             }
-            // Out of descriptors or memory: another time.
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {}
+            // Out of descriptors or memory, or nobody who registers: another time.
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {}
             _ => {
                 if let Some(dev) = dev
                     && self.refused.write().insert(dev)

@@ -20,6 +20,7 @@ pub mod process;
 pub mod record;
 pub mod run;
 pub mod signals;
+pub mod takeover;
 pub mod teardown;
 
 pub use error::{Result, SessionError};

@@ -3,7 +3,7 @@
 //! Invariants: no link is followed below the root; a file appears under its name whole and durable.
 
 use super::shelf::{Held, PATIENCE, Shelf, Step};
-use crate::node::sys::blocking;
+use crate::node::{records::sync_parent, sys::blocking};
 use std::{
     fs::{DirBuilder, File},
     io::{self, Write},
@@ -42,10 +42,6 @@ fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let mut file = File::options().write(true).create_new(true).open(&beside)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
     Ok(beside)
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 impl Directory {

@@ -6,7 +6,7 @@
 use super::{
     Node,
     records::{Records, SessionRecord, TargetRecord},
-    sessions::{EXCHANGE, Live, Seen, Slot, Space, State},
+    sessions::{EXCHANGE, Live, Seen, Settled, Slot, Space, State},
     sys, targets,
 };
 use common::{
@@ -21,6 +21,10 @@ use std::{
 
 /// How long a mount may take to answer a look before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the end of a session that nobody uses waits for uploads, before it is tried again.
+const SETTLING: Duration = Duration::from_secs(2);
+/// Between two attempts to go on with a session.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long programs wait for a mounter that is gone, before their connection is given up.
 const ORPHAN: Duration = Duration::from_secs(60);
 
@@ -59,7 +63,7 @@ pub async fn rebuild(node: &Arc<Node>, records: &Records) -> Result<(), String> 
         if let Some(mount) = mounts.iter().rev().find(|mount| mount.is_ours() && mount.point == slot.source) {
             // Not served by anybody as far as we know: the keeper finds that out too.
             if !node.sessions.adopt(&slot, &mut state, mount.device).await {
-                state.live = Some(Live { device: mount.device, connection: None });
+                state.live = Some(Live::of(mount.device));
             }
         }
     }
@@ -82,7 +86,7 @@ pub async fn keep(node: Arc<Node>) {
     let mut gone_since: Option<Instant> = None;
     loop {
         tick.tick().await;
-        let listed = match node.sessions.ask(Order::List, None, EXCHANGE).await {
+        let listed = match node.sessions.ask(Order::List, vec![], EXCHANGE).await {
             Ok((Answer::Sessions { sessions }, _)) => {
                 gone_since = None;
                 Some(sessions)
@@ -118,9 +122,7 @@ async fn attend(node: &Arc<Node>, slot: &Arc<Slot>, listed: Option<&[Listed]>, m
     if !used {
         let since = *slot.idle.lock().get_or_insert_with(Instant::now);
         if since.elapsed() >= node.options.idle_timeout {
-            if let Err(status) = node.sessions.close(slot, &mut state).await {
-                tracing::warn!("session {} cannot be closed: {}", slot.key, status.message());
-            }
+            retire(node, slot, &mut state).await;
             return;
         }
     } else {
@@ -155,6 +157,29 @@ async fn attend(node: &Arc<Node>, slot: &Arc<Slot>, listed: Option<&[Listed]>, m
     }
 }
 
+/// Closes a session that nobody uses, once everything that was written through it is in the storage.
+async fn retire(node: &Arc<Node>, slot: &Arc<Slot>, state: &mut State) {
+    let settled = match slot.volume.readers {
+        true => Settled::All,
+        false => node.sessions.settle(&slot.key, SETTLING).await,
+    };
+    match settled {
+        Settled::All => {
+            if let Err(status) = node.sessions.close(slot, state).await {
+                tracing::warn!("session {} cannot be closed: {}", slot.key, status.message());
+            }
+        }
+        Settled::Pending(why) | Settled::Unknown(why) => trouble(slot, &why),
+        Settled::Unserved(why) => {
+            trouble(slot, &why);
+            if state.retry_at.is_none_or(|at| at <= Instant::now()) {
+                tracing::warn!("session {}: {why}; it is started for that", slot.key);
+                mend(node, slot, state).await;
+            }
+        }
+    }
+}
+
 fn trouble(slot: &Slot, why: &str) {
     let mut seen = slot.seen.lock();
     seen.stuck = false;
@@ -176,8 +201,25 @@ fn ailment(state: &State, slot: &Slot, listed: Option<&[Listed]>, mounts: &[Moun
     }
 }
 
-/// Starts a dead session anew and binds its targets again. Needs the gate.
+/// Has a new process go on with a dead session; where that does not work, starts it anew and binds its targets again. Needs
+/// the gate.
 async fn mend(node: &Arc<Node>, slot: &Arc<Slot>, state: &mut State) {
+    let since = *state.dead_since.get_or_insert_with(Instant::now);
+    let held = state.live.as_ref().filter(|live| live.connection.is_some()).map(|live| live.device);
+    let mounted =
+        |device| sys::mounts_at(&slot.source).is_ok_and(|mounts| mounts.last().is_some_and(|top| top.device == device));
+    if held.is_some_and(mounted) {
+        match node.sessions.take_over(slot, state).await {
+            Ok(()) => return,
+            Err(status) if status.code() == tonic::Code::Unavailable && since.elapsed() < ORPHAN => {
+                tracing::warn!("session {}: {}; it is tried again", slot.key, status.message());
+                trouble(slot, status.message());
+                state.retry_at = Some(Instant::now() + AGAIN);
+                return;
+            }
+            Err(status) => tracing::warn!("session {} is mounted anew: {}", slot.key, status.message()),
+        }
+    }
     node.sessions.give_up(slot, state).await;
     let device = match node.sessions.start(slot, state).await {
         Ok(device) => device,
@@ -191,7 +233,13 @@ async fn mend(node: &Arc<Node>, slot: &Arc<Slot>, state: &mut State) {
 
 /// Binds all targets of a session to its mount, where they are not already.
 pub async fn rebind(node: &Arc<Node>, slot: &Arc<Slot>, device: common::mountinfo::Device) {
+    // A list that cannot be read is read again by the bind, which tells why.
+    let mounts = sys::mounts().unwrap_or_default();
     for record in node.targets.of(&slot.key) {
+        // What is right is not claimed, so that no call for it is turned away.
+        if targets::is_bound(&mounts, device, &record) {
+            continue;
+        }
         let Ok(_claim) = node.targets.claim(&record.target) else {
             // A call is under way for it, perhaps one that ends without binding it: the next look sees.
             slot.unbound.store(true, Ordering::Release);

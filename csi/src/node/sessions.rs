@@ -6,17 +6,19 @@
 //!   block in the kernel runs on threads of its own with a limit;
 //! - its record exists before its mount and goes after it;
 //! - what calls of gRPC are told of its health was seen by the keeper ([`super::keeper`]); none of them looks itself;
+//! - a session is closed only when everything that was written through it is in the storage;
 //! - the connection is kept here as well as in the mounter, so that the end of one of both loses no request; when nobody can
 //!   serve it any more it is given up, so that programs get an error instead of waiting forever.
 
 use super::{
+    backing::Desk,
     records::Records,
     sys::{self, FuseFlags, Made, blocking},
 };
 use crate::{keys::Settings, volume::Volume};
 use common::{
     conf::{self, MountOptions, keys},
-    handover::{self, Answer, Order},
+    handover::{self, Answer, Order, Session},
     mountinfo::Device,
 };
 use parking_lot::Mutex;
@@ -29,10 +31,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tonic::Status;
-
-/// Whether volumes take writes. Until they do the kernel refuses them itself, which keeps attributes cached across reads that
-/// pass through.
-const WRITES: bool = false;
 
 /// How long an exchange with the mounter may take, when it has nothing to do but to answer.
 pub const EXCHANGE: Duration = Duration::from_secs(5);
@@ -62,6 +60,19 @@ pub struct Space {
     pub files_free: i64,
 }
 
+/// What became of what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// It is in the storage.
+    All,
+    /// Something is not, and the process that serves the session goes on with it.
+    Pending(String),
+    /// Something is not, and waits on this host for a process that goes on with it.
+    Unserved(String),
+    /// Nobody can say.
+    Unknown(String),
+}
+
 /// A mount that is served.
 #[derive(Debug)]
 pub struct Live {
@@ -69,6 +80,15 @@ pub struct Live {
     pub device: Device,
     /// Our copy of its connection; none when it could not be had.
     pub connection: Option<OwnedFd>,
+    /// Registers files on it.
+    desk: Option<Arc<Desk>>,
+}
+
+impl Live {
+    /// A mount whose connection could not be had.
+    pub fn of(device: Device) -> Self {
+        Self { device, connection: None, desk: None }
+    }
 }
 
 /// What changes under the gate.
@@ -84,6 +104,8 @@ pub struct State {
     pub failures: u32,
     /// See `failures`.
     pub retry_at: Option<Instant>,
+    /// Since when no process serves it.
+    pub dead_since: Option<Instant>,
 }
 
 /// A session.
@@ -105,6 +127,16 @@ pub struct Slot {
     pub unbound: std::sync::atomic::AtomicBool,
     /// Whether somebody looks at it right now.
     pub looking: std::sync::atomic::AtomicBool,
+}
+
+impl Slot {
+    /// Whether the credentials are at hand with which it can be started anew. One that somebody works at can.
+    pub async fn can_start(&self) -> bool {
+        match self.gate.try_lock() {
+            Ok(state) => self.volume.identity.is_empty() || state.secrets.is_some(),
+            Err(_) => true,
+        }
+    }
 }
 
 /// All sessions.
@@ -134,7 +166,7 @@ fn conf(volume: &Volume) -> conf::Conf {
 /// How the mounts of a volume are made.
 pub fn flags(volume: &Volume) -> FuseFlags {
     FuseFlags {
-        read_only: !WRITES,
+        read_only: volume.readers,
         noexec: volume.noexec,
         noatime: volume.noatime,
         max_read: conf(volume).get(&keys::fuse::MAX_REQUEST_SIZE).bytes(),
@@ -237,9 +269,7 @@ impl Sessions {
     pub async fn start(&self, slot: &Arc<Slot>, state: &mut State) -> Result<Device, Status> {
         match self.try_start(slot, state).await {
             Ok(device) => {
-                state.failures = 0;
-                state.retry_at = None;
-                *slot.seen.lock() = Seen::default();
+                works(slot, state);
                 Ok(device)
             }
             Err(status) => {
@@ -255,15 +285,7 @@ impl Sessions {
     }
 
     async fn try_start(&self, slot: &Arc<Slot>, state: &mut State) -> Result<Device, Status> {
-        let secrets = match (&state.secrets, slot.volume.identity.is_empty()) {
-            (Some(secrets), _) => secrets.clone(),
-            (None, true) => Settings::new(),
-            (None, false) => {
-                return Err(Status::unavailable(
-                    "the credentials are not known any more; kubelet brings them with the next publish (requiresRepublish), or start the pod anew",
-                ));
-            }
-        };
+        let secrets = secrets(slot, state)?;
         let (records, volume, source) = (self.records.clone(), slot.volume.clone(), slot.source.clone());
         let prepared = blocking("mounting", MOUNTING, move || {
             records
@@ -285,7 +307,15 @@ impl Sessions {
         })
         .await?;
         let order = Order::Serve(slot.volume.session(&secrets, self.limit.as_secs().max(1)));
-        let served = self.hand_over(order, &prepared).await;
+        let desk = self.desk(prepared.connection.as_fd());
+        let served = match self.hand_over(order, &prepared.connection, desk.as_ref()).await {
+            // A storage that takes no writes: the kernel refuses them itself, and keeps attributes across reads that pass through.
+            Ok(false) if !slot.volume.readers => {
+                let (source, flags) = (slot.source.clone(), flags(&slot.volume));
+                blocking("mounting read-only", MOUNTING, move || sys::refuse_writes(&source, flags)).await
+            }
+            other => other.map(drop),
+        };
         if let Err(status) = served {
             let (source, device) = (slot.source.clone(), prepared.device);
             drop(prepared);
@@ -295,20 +325,20 @@ impl Sessions {
             return Err(status);
         }
         let Made { connection, device } = prepared;
-        state.live = Some(Live { device, connection: Some(connection) });
+        state.live = Some(Live { device, connection: Some(connection), desk });
         tracing::info!("session {} serves {} as device {device}", slot.key, slot.volume.shown());
         Ok(device)
     }
 
-    async fn hand_over(&self, order: Order, made: &Made) -> Result<(), Status> {
-        let connection = made
-            .connection
-            .try_clone()
-            .map_err(|error| Status::resource_exhausted(format!("a descriptor: {error}")))?;
+    /// Has the mounter serve what was made; answers whether it takes writes.
+    async fn hand_over(&self, order: Order, connection: &OwnedFd, desk: Option<&Arc<Desk>>) -> Result<bool, Status> {
+        let connection =
+            connection.try_clone().map_err(|error| Status::resource_exhausted(format!("a descriptor: {error}")))?;
+        let with = [Some(connection), line(desk)].into_iter().flatten().collect();
         // A moment more than the mounter has, so that its own word arrives.
-        let answer = self.ask(order, Some(connection), self.limit + EXCHANGE).await?;
+        let answer = self.ask(order, with, self.limit + EXCHANGE).await?;
         match answer.0 {
-            Answer::Serving { .. } => Ok(()),
+            Answer::Serving { writes, .. } => Ok(writes),
             Answer::Failed { message, storage: true } => Err(Status::failed_precondition(message)),
             Answer::Failed { message, storage: false } => Err(Status::unavailable(message)),
             other => Err(Status::internal(format!("the mounter answers {other:?} to an order to serve"))),
@@ -322,18 +352,32 @@ impl Sessions {
     pub async fn ask(
         &self,
         order: Order,
-        descriptor: Option<OwnedFd>,
+        descriptors: Vec<OwnedFd>,
         limit: Duration,
     ) -> Result<(Answer, Vec<OwnedFd>), Status> {
         let socket = self.socket.clone();
         blocking("asking the mounter", limit + Duration::from_secs(1), move || {
-            let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
             handover::order(&socket, &order, &descriptors, limit).map_err(|error| no_mounter(&socket, &error))
         })
         .await
     }
 
-    /// Ends a session: its mount, its process, its record. Needs the gate.
+    /// Asks the mounter to put what was written through a session into the storage, within `limit`.
+    pub async fn settle(&self, key: &str, limit: Duration) -> Settled {
+        let order = Order::Settle { key: key.to_owned(), limit_seconds: limit.as_secs().max(1) };
+        match self.ask(order, vec![], limit + EXCHANGE * 2).await {
+            Ok((Answer::Settled, _)) => Settled::All,
+            Ok((Answer::Pending { message, served: true }, _)) => Settled::Pending(message),
+            Ok((Answer::Pending { message, served: false }, _)) => Settled::Unserved(message),
+            Ok((Answer::Failed { message, .. }, _)) => Settled::Unknown(message),
+            Ok((other, _)) => Settled::Unknown(format!("the mounter answers {other:?}: is it of the same version?")),
+            Err(status) => Settled::Unknown(status.message().to_owned()),
+        }
+    }
+
+    /// Ends a session: its mount, its process, its record. Needs the gate, and nothing written that is not in the storage
+    /// ([`Sessions::settle`]).
     ///
     /// # Errors
     /// Something of it is left; it can be closed again.
@@ -343,7 +387,7 @@ impl Sessions {
         blocking("unmounting", MOUNTING, move || sys::unmount(&unmounting, 0)).await?;
         state.live = None;
         // A mounter that is gone has nothing to stop.
-        let _ = self.ask(Order::Stop { key: key.clone() }, None, EXCHANGE * 3).await;
+        let _ = self.ask(Order::Stop { key: key.clone() }, vec![], EXCHANGE * 3).await;
         blocking("removing a record", EXCHANGE, move || {
             sys::remove_target(&source)?;
             records.remove_session(&key).map_err(|error| Status::internal(format!("the record of a session: {error}")))
@@ -355,6 +399,36 @@ impl Sessions {
         Ok(())
     }
 
+    /// Has a new process go on with the connection of a session whose process died. Programs see a pause. Needs the gate.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: it may work later; anything else: it does not work.
+    pub async fn take_over(&self, slot: &Arc<Slot>, state: &mut State) -> Result<(), Status> {
+        let secrets = secrets(slot, state)?;
+        let Some(Live { connection: Some(connection), desk, .. }) = &state.live else {
+            return Err(Status::failed_precondition("its connection is not held"));
+        };
+        let session = Session { takeover: true, ..slot.volume.session(&secrets, self.limit.as_secs().max(1)) };
+        match self.hand_over(Order::Serve(session), connection, desk.as_ref()).await {
+            Ok(_) => {
+                works(slot, state);
+                tracing::info!("session {} is gone on with by a new process", slot.key);
+                Ok(())
+            }
+            // The storage may be back soon, and the mounter.
+            Err(status) if matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::DeadlineExceeded) => {
+                Err(Status::unavailable(status.message().to_owned()))
+            }
+            Err(status) => Err(Status::failed_precondition(status.message().to_owned())),
+        }
+    }
+
+    fn desk(&self, connection: std::os::fd::BorrowedFd<'_>) -> Option<Arc<Desk>> {
+        // The mounter's user is the owner of its socket.
+        let user = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&self.socket).ok()?);
+        Desk::new(connection, user).ok()
+    }
+
     /// Gives up the mount of a session that nobody can serve. Programs that use it get an error. Needs the gate.
     pub async fn give_up(&self, slot: &Arc<Slot>, state: &mut State) {
         if let Some(live) = state.live.take() {
@@ -363,15 +437,24 @@ impl Sessions {
             sys::abort(device);
         }
         // It also drops the mounter's copy of the connection.
-        let _ = self.ask(Order::Stop { key: slot.key.clone() }, None, EXCHANGE).await;
+        let _ = self.ask(Order::Stop { key: slot.key.clone() }, vec![], EXCHANGE).await;
     }
 
     /// Takes a session over that an earlier plugin made, with its mount as it is. Needs the gate.
     pub async fn adopt(&self, slot: &Arc<Slot>, state: &mut State, device: Device) -> bool {
-        match self.ask(Order::Take { key: slot.key.clone() }, None, EXCHANGE).await {
+        match self.ask(Order::Take { key: slot.key.clone() }, vec![], EXCHANGE).await {
             Ok((Answer::Taken { session }, mut descriptors)) => {
                 state.secrets = Some(session.secrets.into_iter().collect());
-                state.live = Some(Live { device, connection: descriptors.pop() });
+                let connection = descriptors.pop();
+                let desk = connection.as_ref().and_then(|connection| self.desk(connection.as_fd()));
+                if let Some(line) = line(desk.as_ref()) {
+                    let order = Order::Line { key: slot.key.clone() };
+                    if let Err(status) = self.ask(order, vec![line], EXCHANGE).await {
+                        // It reads through its process then.
+                        tracing::warn!("session {}: passthrough: {}", slot.key, status.message());
+                    }
+                }
+                state.live = Some(Live { device, connection, desk });
                 true
             }
             Ok(_) => false,
@@ -380,6 +463,27 @@ impl Sessions {
                 false
             }
         }
+    }
+}
+
+/// Notes that a session is served.
+fn works(slot: &Slot, state: &mut State) {
+    (state.failures, state.retry_at, state.dead_since) = (0, None, None);
+    *slot.seen.lock() = Seen::default();
+}
+
+/// A line for the process of a session; without one it reads everything itself.
+fn line(desk: Option<&Arc<Desk>>) -> Option<OwnedFd> {
+    desk?.line().inspect_err(|error| tracing::warn!("no passthrough: {error}")).ok()
+}
+
+fn secrets(slot: &Slot, state: &State) -> Result<Settings, Status> {
+    match (&state.secrets, slot.volume.identity.is_empty()) {
+        (Some(secrets), _) => Ok(secrets.clone()),
+        (None, true) => Ok(Settings::new()),
+        (None, false) => Err(Status::unavailable(
+            "the credentials are not known any more; kubelet brings them with the next publish (requiresRepublish), or start the pod anew",
+        )),
     }
 }
 

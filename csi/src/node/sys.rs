@@ -134,6 +134,16 @@ fn mount_flags(flags: FuseFlags) -> MsFlags {
     bits
 }
 
+/// Has the kernel refuse writes to the file system mounted at `place`, wherever it is bound.
+///
+/// # Errors
+/// INTERNAL: the kernel does not.
+pub fn refuse_writes(place: &Path, flags: FuseFlags) -> Result<(), Status> {
+    let bits = mount_flags(FuseFlags { read_only: true, ..flags }) | MsFlags::MS_REMOUNT;
+    mount(None::<&str>, place, None::<&str>, bits, None::<&str>)
+        .map_err(|errno| failed(format_args!("making {} read-only", place.display()), errno))
+}
+
 /// Binds `directory` of the file system at `source` to `target`, on top of whatever is there, and returns what the kernel says
 /// of it. The directory is found without following links or `..`.
 ///

@@ -6,7 +6,7 @@
 
 use super::{
     records::{Records, TargetRecord},
-    sessions::{Sessions, Slot, flags},
+    sessions::{Sessions, Settled, Slot, flags},
     sys::{self, blocking},
 };
 use crate::{keys::Settings, volume::Publication};
@@ -171,14 +171,26 @@ impl Targets {
     /// Unpublishes. Works without a record, on dead mounts, and on several on top of each other.
     ///
     /// # Errors
-    /// Something that is not ours is mounted there or lies there, or the kernel refuses.
-    pub async fn unpublish(&self, volume_id: &str, target: &Path) -> Result<(), Status> {
-        if let Some(record) = self.get(target)
-            && record.volume_id != volume_id
-        {
-            // That volume is not there, which is what is wanted; the one that is belongs to somebody else.
-            tracing::warn!("{} has volume {}, not {volume_id}; it is left alone", target.display(), record.volume_id);
-            return Ok(());
+    /// UNAVAILABLE: what was written is not in the storage within `limit`; it goes on, and the call is repeated. Something that
+    /// is not ours is mounted there or lies there, or the kernel refuses.
+    pub async fn unpublish(
+        &self,
+        sessions: &Sessions,
+        volume_id: &str,
+        target: &Path,
+        limit: Duration,
+    ) -> Result<(), Status> {
+        if let Some(record) = self.get(target) {
+            if record.volume_id != volume_id {
+                // That volume is not there, which is what is wanted; the one that is belongs to somebody else.
+                tracing::warn!(
+                    "{} has volume {}, not {volume_id}; it is left alone",
+                    target.display(),
+                    record.volume_id
+                );
+                return Ok(());
+            }
+            self.settle(sessions, &record, limit).await?;
         }
         let (records, place) = (self.records.clone(), target.to_owned());
         blocking("unmounting", UNMOUNTING, move || {
@@ -191,6 +203,35 @@ impl Targets {
         .await?;
         self.table.lock().remove(target);
         Ok(())
+    }
+
+    /// Waits for the uploads of a session whose last target goes. The others that it has keep it alive, and it is closed only
+    /// when everything is in the storage; so this is for whoever waits for the end of the pod to see its files.
+    async fn settle(&self, sessions: &Sessions, record: &TargetRecord, limit: Duration) -> Result<(), Status> {
+        let volume = &record.publication.volume;
+        let key = volume.key();
+        let Some(slot) = sessions.get(&key) else { return Ok(()) };
+        if volume.readers || self.of(&key).len() > 1 {
+            return Ok(());
+        }
+        let wait = |why: String| {
+            Err(Status::unavailable(format!(
+                "{}: {why}; what was written is kept on this node and goes on being uploaded, and the call is repeated by kubelet: \
+                 look at the storage and its credentials, or remove the files below {} to give them up",
+                volume.shown(),
+                slot.source.display()
+            )))
+        };
+        match sessions.settle(&key, limit).await {
+            Settled::All => Ok(()),
+            Settled::Pending(why) => wait(why),
+            Settled::Unserved(why) if slot.can_start().await => wait(why),
+            // Nobody can go on with it before a pod brings the credentials again, or nobody answers. The session stays.
+            Settled::Unserved(why) | Settled::Unknown(why) => {
+                tracing::warn!("{}: unmounted, and its session is kept: {why}", record.target.display());
+                Ok(())
+            }
+        }
     }
 
     /// Forgets a target whose mount is gone for good.
@@ -227,6 +268,12 @@ pub async fn bind(slot: &Arc<Slot>, device: Device, record: &TargetRecord, over:
         sys::bind(&source, device, &record.publication.directory, target, record.publication.read_only, flags)
     })
     .await
+}
+
+/// Whether a session's mount, and none else, is seen at a target as its record wants it.
+pub fn is_bound(mounts: &[Mount], device: Device, record: &TargetRecord) -> bool {
+    let stack: Vec<Mount> = mounts.iter().filter(|mount| mount.point == record.target).cloned().collect();
+    is_there(&stack, device, &record.publication)
 }
 
 /// Whether the topmost mount is the one that is wanted.

@@ -250,6 +250,12 @@ impl Kubelet {
             .sum()
     }
 
+    /// What is staged for sessions.
+    pub fn staged(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.home.path().join("mounter/stage")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
     /// The mounts below this node's directory.
     pub fn mounts(&self) -> Vec<common::mountinfo::Mount> {
         let mut mounts = common::mountinfo::list().expect("/proc");
@@ -296,8 +302,12 @@ pub fn start_mounter(home: &Path) -> Process {
     }
     let mut command = tests::daemon::command_of(&program, &own);
     command.args(["serve", "--fd-socket"]).arg(own.join("m.sock")).uid(65534).gid(65534);
-    let cache = own.join("cache");
-    command.env("ALLUXIO_FUSE_JAVA_OPTS", format!("-Dalluxio.user.client.cache.dirs={}", cache.display()));
+    let options = format!(
+        "-Dalluxio.user.client.cache.dirs={} -Dalluxio.user.stage.dir={}",
+        own.join("cache").display(),
+        own.join("stage").display()
+    );
+    command.env("ALLUXIO_FUSE_JAVA_OPTS", options);
     command.stdout(log(home, "mounter.log")).stderr(log(home, "mounter.log"));
     // SAFETY: prctl is async-signal-safe and touches no memory of this process.
     unsafe {

@@ -1,7 +1,7 @@
 //! What is agreed with the kernel when the mount begins.
 
 use crate::{
-    fs::Fs,
+    fs::{Fs, trail::Agreed},
     passthrough::{Switch, has_privilege},
 };
 use common::conf::keys::fuse::KernelCache;
@@ -28,8 +28,12 @@ const WANTED: &[InitFlags] = &[
 ///   would ask for the capabilities of a file before each single write.
 const WANTED_FOR_WRITING: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC, InitFlags::FUSE_HANDLE_KILLPRIV_V2];
 
-/// Sets what this mount asks of the kernel, and switches passthrough on or off.
-pub(super) fn negotiate(fs: &Fs, config: &mut KernelConfig) {
+/// What fuser asks for by itself.
+const BY_ITSELF: InitFlags =
+    InitFlags::FUSE_ASYNC_READ.union(InitFlags::FUSE_BIG_WRITES).union(InitFlags::FUSE_MAX_PAGES);
+
+/// Sets what this mount asks of the kernel, switches passthrough on or off, and returns what is agreed by that.
+pub(super) fn negotiate(fs: &Fs, config: &mut KernelConfig) -> Agreed {
     let options = fs.options();
     let writing = if fs.takes_changes() { WANTED_FOR_WRITING } else { &[] };
     for capability in WANTED.iter().chain(writing) {
@@ -52,6 +56,13 @@ pub(super) fn negotiate(fs: &Fs, config: &mut KernelConfig) {
         Switch::On => tracing::debug!("passthrough is on"),
         Switch::Off(reason) => tracing::info!("passthrough is off: {reason}"),
     }
+    let passthrough = if fs.passthrough().is_on() { InitFlags::FUSE_PASSTHROUGH } else { InitFlags::empty() };
+    let asked = WANTED.iter().chain(writing).fold(BY_ITSELF | passthrough, |all, one| all | *one);
+    Agreed {
+        minor: config.kernel_abi().1,
+        capabilities: (config.capabilities() & asked).bits(),
+        max_write: options.max_request,
+    }
 }
 
 fn passthrough(fs: &Fs, config: &mut KernelConfig) -> Switch {
@@ -63,7 +74,7 @@ fn passthrough(fs: &Fs, config: &mut KernelConfig) -> Switch {
     if options.kernel_cache == KernelCache::Direct {
         return off("direct_io asks for every read to reach the daemon");
     }
-    if !has_privilege() {
+    if !has_privilege() && fs.passthrough().delegate().is_none() {
         return off("the daemon lacks CAP_SYS_ADMIN");
     }
     if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {

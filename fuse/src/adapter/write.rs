@@ -1,9 +1,9 @@
 //! Requests that change something, and those about what is being written.
 
 use super::{
-    Adapter, GENERATION, attr_timeout, convert,
+    Adapter, Backed, GENERATION, attr_timeout, backed, convert,
     convert::{errno, file_attr},
-    open_flags, reply_attr, reply_empty, reply_entry,
+    open_flags, registrar, reply_attr, reply_empty, reply_entry,
     run::{Timer, caught},
 };
 use crate::fs::{Entry, Fs, Opened};
@@ -14,8 +14,8 @@ use common::{
     metrics::FuseOp,
 };
 use fuser::{
-    BackingId, Errno, FileHandle, INodeNo, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Errno, FileHandle, INodeNo, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
@@ -126,8 +126,10 @@ impl Adapter {
         let timer = Timer::start(FuseOp::Create);
         let (fs, caller, name) = (self.fs.clone(), caller(request), name.as_bytes().to_vec());
         self.drive(async move {
-            let created = fs.create(parent.0, &name, flags, mode, caller, &reply).await;
-            reply_create(&fs, timer, created, reply);
+            let mut through = None;
+            let registrar = registrar(&fs, &reply, &mut through);
+            let created = fs.create(parent.0, &name, flags, mode, caller, registrar).await;
+            reply_create(&fs, flags, timer, created, reply);
         });
     }
 
@@ -150,7 +152,7 @@ impl Adapter {
                 let (fs, data) = (self.fs.clone(), Bytes::copy_from_slice(data));
                 self.drive(async move {
                     let length = data.len() as u64;
-                    let written = fs.write(handle, offset, data, append).await;
+                    let written = fs.write(handle, offset, data, append, drop_set_id).await;
                     reply_write(timer, written.map(|()| length), reply);
                 });
             }
@@ -273,7 +275,7 @@ impl Adapter {
     }
 }
 
-fn reply_create(fs: &Fs, timer: Timer, created: Result<(Entry, Opened)>, reply: ReplyCreate) {
+fn reply_create(fs: &Fs, how: i32, timer: Timer, created: Result<(Entry, Opened)>, reply: ReplyCreate) {
     let (entry, opened) = match created {
         Ok(created) => created,
         Err(error) => {
@@ -284,8 +286,15 @@ fn reply_create(fs: &Fs, timer: Timer, created: Result<(Entry, Opened)>, reply: 
     let (attr, handle, flags) = (file_attr(entry.id, &entry.attr), FileHandle(opened.handle), open_flags(&opened));
     // fuser has one time for the name and the attributes.
     let timeout = attr_timeout(fs, &entry).min(fs.options().entry_timeout);
-    match opened.backing.as_ref().map(|backing| backing.token().downcast_ref::<BackingId>()) {
-        Some(Some(id)) => reply.created_passthrough(&timeout, &attr, GENERATION, handle, flags, id),
+    fs.note_opened(entry.id, &opened, how);
+    match opened.backing.as_ref().map(|backing| backed(backing.token())) {
+        Some(Some(Backed::Here(id))) => reply.created_passthrough(&timeout, &attr, GENERATION, handle, flags, id),
+        Some(Some(Backed::Elsewhere(id))) => {
+            // SAFETY: as for an open.
+            let id = unsafe { reply.wrap_backing(id) };
+            reply.created_passthrough(&timeout, &attr, GENERATION, handle, flags, &id);
+            let _ = id.into_raw();
+        }
         // Invariant: tokens are made by the adapter's registrars alone.
         Some(None) => {
             reply.error(Errno::EIO);

@@ -2,7 +2,7 @@
 
 use super::{Fs, open::FileHandle};
 use client::{FileReader, ReadData};
-use common::{Error, Result, change::WriteHandle, metrics::metrics};
+use common::{Error, ErrorKind, Result, change::WriteHandle, metrics::metrics};
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
 /// Where the bytes of a handle come from.
@@ -13,6 +13,8 @@ pub(super) enum Content {
     Pages(FileReader),
     /// What is being written through a worker.
     Staged(Arc<dyn WriteHandle>),
+    /// What cannot be had any more: the process that had it open died, and its version or its changes with it.
+    Lost,
 }
 
 /// What a read without waiting gave.
@@ -36,6 +38,7 @@ impl Fs {
             Content::Local(file) => read_local(&handle, file, offset, buffer).map(Read::Lent),
             Content::Pages(reader) => reader.read_now(offset, buffer.len())?.map(Read::Own),
             Content::Staged(_) => return None,
+            Content::Lost => Err(lost(&handle)),
         };
         match &read {
             Ok(Read::Lent(length)) => count(*length),
@@ -53,6 +56,7 @@ impl Fs {
         let handle = self.files.get(handle)?;
         handle.prove();
         let data = match &handle.content {
+            Content::Lost => return Err(lost(&handle)),
             Content::Local(file) => {
                 let mut buffer = self.client.shared().buffers().get(length).await?;
                 let read = read_local(&handle, file, offset, buffer.bytes_mut())?;
@@ -70,6 +74,13 @@ impl Fs {
         count(data.len());
         Ok(data)
     }
+}
+
+/// What is said of a handle that could not be taken over.
+pub(super) fn lost(handle: &FileHandle) -> Error {
+    let what = if handle.writes { "what was written and not synced is lost" } else { "its version is gone" };
+    let kind = if handle.writes { ErrorKind::Io } else { ErrorKind::Stale };
+    Error::new(kind, format!("{}: the process that had it open died, and {what}", handle.inode.path()))
 }
 
 fn count(bytes: usize) {

@@ -47,6 +47,14 @@ pub struct DirectoryHandle {
     stream: tokio::sync::Mutex<Stream>,
 }
 
+impl DirectoryHandle {
+    /// One of which nothing is listed yet, and no version is known.
+    pub(super) fn fresh(inode: Arc<Inode>) -> Self {
+        let stream = tokio::sync::Mutex::new(Stream { stride: 1024, ..Stream::default() });
+        Self { inode, version: Version::none(), stream }
+    }
+}
+
 /// What the kernel is told of an open directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedDirectory {
@@ -119,8 +127,7 @@ impl Fs {
                 _ => false,
             }
         };
-        let stream = tokio::sync::Mutex::new(Stream { stride: 1024, ..Stream::default() });
-        let handle = self.directories.insert(DirectoryHandle { inode, version, stream });
+        let handle = self.directories.insert(DirectoryHandle { version, ..DirectoryHandle::fresh(inode) });
         Ok(OpenedDirectory { handle, cache, keep_cache })
     }
 

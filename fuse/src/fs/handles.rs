@@ -96,6 +96,17 @@ impl<T> Handles<T> {
         number
     }
 
+    /// `handle`, under the number that the kernel knows it by.
+    pub fn insert_as(&self, number: u64, handle: T) {
+        self.next.fetch_max(number + 1, Ordering::Relaxed);
+        self.shard(number).write().insert(number, Arc::new(handle));
+    }
+
+    /// Gives no number below this one.
+    pub fn begin_at(&self, number: u64) {
+        self.next.fetch_max(number, Ordering::Relaxed);
+    }
+
     /// The handle with this number; `BadHandle` when there is none.
     pub fn get(&self, number: u64) -> Result<Arc<T>> {
         self.shard(number).read().get(&number).cloned().ok_or_else(|| unknown(number))

@@ -20,12 +20,13 @@ use std::{
     fs::File,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
+use super::trail::{Held, Record, Trail};
 use crate::passthrough::Backing;
 
 /// The root's node id, as the protocol has it.
@@ -43,9 +44,26 @@ pub struct Inode {
     pub local: Option<LocalId>,
     lookups: AtomicU64,
     place: Mutex<Place>,
-    moves: Arc<AtomicU64>,
+    common: Arc<Common>,
     /// What changes.
     pub state: Mutex<State>,
+}
+
+/// What all inodes of a table share.
+#[derive(Default)]
+struct Common {
+    /// How many directories have moved.
+    moves: AtomicU64,
+    /// Where it is written down what the kernel holds.
+    trail: OnceLock<Arc<Trail>>,
+}
+
+impl Common {
+    fn note(&self, record: impl FnOnce() -> Record) {
+        if let Some(trail) = self.trail.get() {
+            trail.note(&record());
+        }
+    }
 }
 
 /// Where an inode is.
@@ -73,7 +91,7 @@ impl Name {
 impl Inode {
     /// Where it is now; of one without names, where it was.
     pub fn path(self: &Arc<Self>) -> UfsPath {
-        let now = self.moves.load(Ordering::Acquire);
+        let now = self.common.moves.load(Ordering::Acquire);
         let mut above = Vec::new();
         let mut at = self.clone();
         // Up to the nearest directory whose path is known, and down again. Not by recursion: paths may be deep.
@@ -129,7 +147,12 @@ impl Inode {
             // Older than anything, so that the path is found anew.
             place.moves = u64::MAX;
         }
+        let noted = self.common.trail.get().map(|_| (name.parent.id, name.name.to_vec()));
         place.names.push(name);
+        drop(place);
+        if let Some((parent, name)) = noted {
+            self.common.note(|| Record::Named { id: self.id, parent, name });
+        }
     }
 
     fn lose(&self, parent: &Inode, name: &[u8]) {
@@ -139,6 +162,21 @@ impl Inode {
             place.moves = u64::MAX;
         }
         place.names.remove(at);
+        drop(place);
+        self.common.note(|| Record::Unnamed { id: self.id, parent: parent.id, name: name.to_vec() });
+    }
+}
+
+impl Drop for Inode {
+    /// Lets go of the directories above one after the other: each inode holds the one above it, and one dropping the next would
+    /// need as much stack as the path is deep.
+    fn drop(&mut self) {
+        let mut above = std::mem::take(&mut self.place.get_mut().names);
+        while let Some(name) = above.pop() {
+            if let Some(mut parent) = Arc::into_inner(name.parent) {
+                above.append(&mut parent.place.get_mut().names);
+            }
+        }
     }
 }
 
@@ -278,7 +316,7 @@ pub struct InodeTable {
     hasher: RandomState,
     next: AtomicU64,
     count: AtomicUsize,
-    moves: Arc<AtomicU64>,
+    common: Arc<Common>,
 }
 
 impl InodeTable {
@@ -292,7 +330,7 @@ impl InodeTable {
             hasher,
             next: AtomicU64::new(ROOT),
             count: AtomicUsize::new(0),
-            moves: Arc::new(AtomicU64::new(0)),
+            common: Arc::default(),
         };
         table.insert(FileKind::Directory, None, 1);
         table
@@ -333,14 +371,20 @@ impl InodeTable {
     }
 
     fn insert(&self, kind: FileKind, local: Option<LocalId>, lookups: u64) -> Arc<Inode> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.common.note(|| Record::Node { id, kind: kind.into(), local: local.map(|file| (file.dev, file.ino)) });
+        self.insert_as(id, kind, local, lookups)
+    }
+
+    fn insert_as(&self, id: u64, kind: FileKind, local: Option<LocalId>, lookups: u64) -> Arc<Inode> {
         let inode = Arc::new(Inode {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
+            id,
             kind,
             // The root may be exchanged beside the mount, and stays the root.
             local,
             lookups: AtomicU64::new(lookups),
             place: Mutex::new(Place { names: Vec::new(), path: UfsPath::root(), moves: u64::MAX }),
-            moves: self.moves.clone(),
+            common: self.common.clone(),
             state: Mutex::default(),
         });
         self.ids(inode.id).write().insert(inode.id, inode.clone());
@@ -406,7 +450,47 @@ impl InodeTable {
         }
         self.ids(id).write().remove(&id);
         self.count.fetch_sub(1, Ordering::Relaxed);
+        self.common.note(|| Record::Gone { id });
         true
+    }
+
+    /// Has everything written down from now on.
+    pub fn note_in(&self, trail: Arc<Trail>) {
+        // There is one trail, set before anything is served.
+        let _ = self.common.trail.set(trail);
+    }
+
+    /// Where it is written down.
+    pub fn trail(&self) -> Option<&Arc<Trail>> {
+        self.common.trail.get()
+    }
+
+    /// Takes the nodes over that the kernel holds from a process that died. How often they were looked up nobody knows, so
+    /// they are never forgotten.
+    pub fn resume(&self, held: &Held) {
+        const UNKNOWN: u64 = u64::MAX / 2;
+        self.next.fetch_max(held.next.0, Ordering::Relaxed);
+        for (id, node) in &held.nodes {
+            let inode = self.insert_as(*id, node.kind, node.local, UNKNOWN);
+            if let Some(file) = node.local.filter(|_| node.kind != FileKind::Directory) {
+                self.files(file).lock().insert(file, inode.clone());
+            }
+            if node.kind == FileKind::File {
+                // What it was told of them nobody knows either: it is to look again before it opens one.
+                inode.state.lock().told = Some(Told::other());
+            }
+        }
+        for (id, node) in &held.nodes {
+            let Some(inode) = self.get(*id) else { continue };
+            for (parent, name) in &node.names {
+                let Some(parent) = self.get(*parent) else { continue };
+                let mut names = self.names(parent.id, name).lock();
+                inode.gain(&parent, name);
+                if let Some(beaten) = names.insert(Key { parent: parent.id, name: name[..].into() }, inode.clone()) {
+                    beaten.lose(&parent, name);
+                }
+            }
+        }
     }
 
     fn unname(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) {
@@ -448,7 +532,7 @@ impl InodeTable {
         self.give_name(to, moved.as_ref());
         self.give_name(from, other.as_ref().filter(|_| exchange));
         if [&moved, &other].into_iter().flatten().any(|inode| inode.kind == FileKind::Directory) {
-            self.moves.fetch_add(1, Ordering::AcqRel);
+            self.common.moves.fetch_add(1, Ordering::AcqRel);
         }
         other.filter(|_| !exchange)
     }

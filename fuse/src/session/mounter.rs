@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             net::UnixStream,
             process::{CommandExt, ExitStatusExt},
@@ -50,6 +50,8 @@ struct Held {
     session: Session,
     connection: Option<OwnedFd>,
     pid: u32,
+    /// Orders to the process; one is sent at a time.
+    control: Arc<Mutex<UnixStream>>,
     /// Which of all that had this key.
     generation: usize,
     ended: Option<String>,
@@ -66,13 +68,15 @@ struct Mounter {
     draining: AtomicBool,
     spawner: Mutex<mpsc::Sender<Spawn>>,
     cache_dirs: Vec<PathBuf>,
+    stage_dir: PathBuf,
+    trails: PathBuf,
 }
 
 /// Runs until a signal ends it; returns the exit code. Signals must be blocked ([`signals::block`]).
 ///
 /// # Errors
 /// The socket cannot be made.
-pub fn run(socket: &Path, cache_dirs: Vec<PathBuf>) -> Result<i32> {
+pub fn run(socket: &Path, cache_dirs: Vec<PathBuf>, stage_dir: PathBuf, trails: PathBuf) -> Result<i32> {
     let socket = std::path::absolute(socket).map_err(|error| SessionError::system(socket.display(), error))?;
     let listener = handover::listen(&socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => SessionError::refused(format!(
@@ -89,6 +93,8 @@ pub fn run(socket: &Path, cache_dirs: Vec<PathBuf>) -> Result<i32> {
         draining: AtomicBool::new(false),
         spawner: Mutex::new(spawner().map_err(failed)?),
         cache_dirs,
+        stage_dir,
+        trails,
     });
     let (ending, end) = mpsc::channel();
     let stopping = (mounter.clone(), ending);
@@ -183,6 +189,15 @@ impl Mounter {
         let answer = match order {
             Order::Serve(session) => self.serve(session, descriptors),
             Order::List => self.list(),
+            Order::Settle { key, limit_seconds } => self.settle(&key, limit_seconds),
+            Order::Line { key } => {
+                let line: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+                match self.tell(&key, &Order::Line { key: key.clone() }, &line, EXCHANGE) {
+                    Some(Ok(answer)) => answer,
+                    Some(Err(error)) => failed(format!("the process of session {key} takes no line: {error}")),
+                    None => failed(format!("no process serves session {key}")),
+                }
+            }
             Order::Stop { key } => {
                 self.end(&key);
                 Answer::Done
@@ -228,18 +243,19 @@ impl Mounter {
         if session.key.is_empty() || session.key.len() > 64 || !session.key.bytes().all(name) {
             return failed("a session's key has 1 to 64 lower-case letters, digits and dashes".into());
         }
-        let Some(connection) = descriptors.into_iter().next() else {
+        let mut descriptors = descriptors.into_iter();
+        let Some(connection) = descriptors.next() else {
             return failed("an order to serve came without a connection".into());
         };
-        // Whoever orders it anew knows that the old one is of no use.
-        self.end(&session.key);
-        match self.start(session, connection) {
+        // Whoever orders it anew knows that the old one is of no use; what it cached still is.
+        self.stop(&session.key);
+        match self.start(session, connection, descriptors.next()) {
             Ok(answer) => answer,
             Err(error) => failed(format!("a process for the session: {error}")),
         }
     }
 
-    fn start(&self, session: Session, connection: OwnedFd) -> io::Result<Answer> {
+    fn start(&self, session: Session, connection: OwnedFd, line: Option<OwnedFd>) -> io::Result<Answer> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -259,19 +275,24 @@ impl Mounter {
         self.spawner.lock().send((command, sender)).map_err(|_| gone())?;
         let child = answer.recv().map_err(|_| gone())??;
         let limit = Duration::from_secs(session.limit_seconds.clamp(1, 3600));
-        let told = Talk::new(ours.try_clone()?, EXCHANGE).say(&Order::Serve(session.clone()), &[connection.as_fd()]);
-        let heard = told.and_then(|()| Talk::new(ours, limit).hear::<Answer>());
+        let with: Vec<_> = [Some(connection.as_fd()), line.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+        let told = Talk::new(ours.try_clone()?, EXCHANGE).say(&Order::Serve(session.clone()), &with);
+        drop(line);
+        let heard = told.and_then(|()| Talk::new(ours.try_clone()?, limit).hear::<Answer>());
         match heard {
-            Ok((Answer::Serving { pid }, _)) => {
-                self.keep(session, connection, child);
-                Ok(Answer::Serving { pid })
+            Ok((Answer::Serving { pid, writes }, _)) => {
+                self.keep(session, connection, child, ours);
+                Ok(Answer::Serving { pid, writes })
             }
             heard => {
                 let mut child = child;
                 // It may have ended by itself.
                 let _ = child.kill();
                 let status = child.wait();
-                self.clear_cache(&session.key);
+                // One that could not take over is started anew, with its cache.
+                if !session.takeover {
+                    self.clear(&session.key);
+                }
                 Ok(match heard {
                     Ok((answer, _)) => answer,
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => Answer::Failed {
@@ -288,10 +309,11 @@ impl Mounter {
         }
     }
 
-    fn keep(&self, session: Session, connection: OwnedFd, child: Child) {
+    fn keep(&self, session: Session, connection: OwnedFd, child: Child, control: UnixStream) {
         let generation = self.generations.fetch_add(1, Ordering::SeqCst);
         let (key, pid) = (session.key.clone(), child.id());
-        let held = Held { session, connection: Some(connection), pid, generation, ended: None };
+        let control = Arc::new(Mutex::new(control));
+        let held = Held { session, connection: Some(connection), pid, control, generation, ended: None };
         self.held.lock().insert(key.clone(), held);
         let table = self.held.clone();
         let watch = move || watch(&table, &key, generation, child);
@@ -301,8 +323,51 @@ impl Mounter {
         }
     }
 
+    /// Gives an order to the process of a session; none when there is no process.
+    fn tell(&self, key: &str, order: &Order, with: &[BorrowedFd<'_>], limit: Duration) -> Option<io::Result<Answer>> {
+        let control = {
+            let held = self.held.lock();
+            held.get(key).filter(|held| held.ended.is_none())?.control.clone()
+        };
+        let exchange = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            let mut all = vec![theirs.as_fd()];
+            all.extend_from_slice(with);
+            // Held while it is said, so that two orders do not mix.
+            let control = control.lock();
+            Talk::new(control.try_clone()?, EXCHANGE).say(order, &all)?;
+            drop((control, theirs));
+            Talk::new(ours, limit).hear::<Answer>().map(|heard| heard.0)
+        };
+        Some(exchange())
+    }
+
+    fn settle(&self, key: &str, limit_seconds: u64) -> Answer {
+        let limit = Duration::from_secs(limit_seconds.clamp(1, 3600));
+        match self.tell(key, &Order::Settle { key: key.to_owned(), limit_seconds }, &[], limit + EXCHANGE) {
+            Some(Ok(answer)) => answer,
+            // It may have ended just now, and a stopped one tells nothing: both are known soon.
+            Some(Err(error)) => {
+                failed(format!("the process of session {key} does not say what it has uploaded: {error}"))
+            }
+            None => match worker::stage::left_behind(&self.stage_dir.join(key)) {
+                Ok(0) => Answer::Settled,
+                Ok(left) => Answer::Pending {
+                    message: format!("{left} changes wait on this host for a process that uploads them"),
+                    served: false,
+                },
+                Err(error) => Answer::Pending { message: error.message().to_owned(), served: false },
+            },
+        }
+    }
+
     /// Ends a session and forgets it.
     fn end(&self, key: &str) {
+        self.stop(key);
+        self.clear(key);
+    }
+
+    fn stop(&self, key: &str) {
         let begin = Instant::now();
         loop {
             {
@@ -328,13 +393,18 @@ impl Mounter {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.clear_cache(key);
     }
 
-    fn clear_cache(&self, key: &str) {
+    /// Removes what a session kept on disk, but nothing that is not in the storage.
+    fn clear(&self, key: &str) {
         for dir in &self.cache_dirs {
             // A cache that stays costs space only.
             let _ = std::fs::remove_dir_all(dir.join(key));
+        }
+        let _ = std::fs::remove_dir_all(self.trails.join(key));
+        let stage = self.stage_dir.join(key);
+        if matches!(worker::stage::left_behind(&stage), Ok(0)) {
+            let _ = std::fs::remove_dir_all(stage);
         }
     }
 }
