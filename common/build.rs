@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/worker.proto");
     let descriptors = protox::compile(["proto/worker.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".alluxio.worker.v1.WriteRequest.data")
+        .bytes(".alluxio.worker.v1.UseReply.data")
+        .compile_fds(descriptors)?;
     Ok(())
 }

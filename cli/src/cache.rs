@@ -50,7 +50,7 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
             // All are looked up before the first is freed, so that a mistyped one costs nothing.
             for text in &args.paths {
                 let located = table.locate(text)?;
-                let (storage, path) = (located.uri.to_string(), located.path.as_bytes().to_vec());
+                let (storage, path) = (located.uri.text(), located.path.as_bytes().to_vec());
                 requests.push((text.clone(), FreeCacheRequest { storage, path }));
             }
         }

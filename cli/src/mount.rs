@@ -56,7 +56,7 @@ pub fn run(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<Exit
         match args.command {
             Command::Add { path, ufs_uri, options, force } => {
                 let uri = UfsUri::parse(&ufs_uri)?;
-                let entry = MountEntry { ufs: uri.to_string(), properties: BTreeMap::from_iter(options) };
+                let entry = MountEntry { ufs: uri.text(), properties: BTreeMap::from_iter(options) };
                 let mounts = Cluster::connect(conf).await?.mounts;
                 // A mount that breaks a rule is refused before anything is asked of its storage.
                 mounts.read().await?.add(&path, entry.clone())?;

@@ -15,6 +15,7 @@ mod link;
 mod listing;
 mod mounted;
 mod view;
+mod writing;
 
 pub use breaker::Breaker;
 pub use changes::{Heard, Hub};
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, Timestamp, UfsPath, UfsUri, Version,
+    change::Changes,
     conf::{Conf, keys},
     worker::{DirEntry, FileLease, Listing},
 };
@@ -55,6 +57,8 @@ pub struct ClusterOptions {
     pub replicas: usize,
     /// The size of the parts of a file that are placed separately; none: files are placed as a whole.
     pub segment: Option<u64>,
+    /// Whether changes are made, through workers.
+    pub writes: bool,
     /// How workers are talked to.
     pub link: LinkOptions,
 }
@@ -75,6 +79,7 @@ impl ClusterOptions {
             segment: conf
                 .get(&keys::cluster::SEGMENT_ENABLED)
                 .then(|| conf.get(&keys::cluster::SEGMENT_SIZE).bytes().max(1)),
+            writes: conf.get(&keys::cluster::CLUSTER_WRITES),
             link: LinkOptions::from_conf(conf)?,
         })
     }
@@ -205,8 +210,8 @@ impl Namespace {
         let above = UfsPath::parse(self.uri.path()).ok()?;
         let mut paths = Vec::new();
         for (point, entry) in &*self.view.mounts() {
-            // Both in the form in which a URI shows itself.
-            if !UfsUri::parse(&entry.ufs).is_ok_and(|uri| uri.to_string() == change.storage) {
+            // Both in the form in which a URI names itself.
+            if !UfsUri::parse(&entry.ufs).is_ok_and(|uri| uri.text() == change.storage) {
                 continue;
             }
             for path in &change.paths {
@@ -297,6 +302,10 @@ impl UnderStorage for Namespace {
             Some((mounted, path)) => mounted.read_link(&path).await,
             None => Err(Self::is_root(path)),
         }
+    }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        self.options.writes.then_some(self)
     }
 
     fn on_change(self: Arc<Self>, tell: ChangeListener) {

@@ -6,6 +6,7 @@
 use common::{
     Error, ErrorKind, Result,
     conf::{Conf, keys::cluster as keys},
+    redact,
 };
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -64,7 +65,7 @@ impl EtcdOptions {
 
 impl fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EtcdOptions({}, user {:?})", self.endpoints.join(","), self.user.as_ref().map(|(name, _)| name))
+        write!(f, "EtcdOptions({}, user {:?})", shown(&self.endpoints), self.user.as_ref().map(|(name, _)| name))
     }
 }
 
@@ -98,7 +99,7 @@ impl Etcd {
         if let Some(tls) = &options.tls {
             connect = connect.with_tls(tls_options(tls).await?);
         }
-        let shown = options.endpoints.join(",");
+        let shown = shown(&options.endpoints);
         let connected = tokio::time::timeout(options.deadline, Client::connect(&endpoints, Some(connect))).await;
         let client = flatten(connected, &shown, "connect")?;
         let etcd = Self { client, deadline: options.deadline, shown };
@@ -126,6 +127,11 @@ impl fmt::Debug for Etcd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Etcd({})", self.shown)
     }
+}
+
+/// The endpoints as people may see them.
+fn shown(endpoints: &[String]) -> String {
+    endpoints.iter().map(|endpoint| redact::uri(endpoint)).collect::<Vec<_>>().join(",")
 }
 
 fn flatten<T>(
@@ -198,4 +204,16 @@ async fn tls_options(tls: &EtcdTls) -> Result<TlsOptions> {
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>> {
     tokio::fs::read(path).await.map_err(|error| Error::io(path.display(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_endpoints_are_not_shown() {
+        let endpoints = ["http://me:hidden@etcd:2379".to_owned(), "other:2379".to_owned()];
+        let shown = shown(&endpoints);
+        assert!(shown.contains("etcd:2379,other:2379") && !shown.contains("hidden"), "{shown}");
+    }
 }

@@ -76,7 +76,7 @@ impl MountTable {
                 ));
             }
         }
-        self.mounts.insert(path, MountEntry { ufs: uri.to_string(), ..entry });
+        self.mounts.insert(path, MountEntry { ufs: uri.text(), ..entry });
         Ok(())
     }
 
@@ -102,9 +102,9 @@ impl MountTable {
         };
         let inside = text.strip_prefix("alluxio://").map(|rest| rest.split_once('/').map_or("", |(_, path)| path));
         if inside.is_none() && text.contains("://") {
-            let wanted = UfsUri::parse(text)?.to_string();
+            let wanted = UfsUri::parse(text)?.text();
             for (point, entry) in &self.mounts {
-                let root = UfsUri::parse(&entry.ufs)?.to_string();
+                let root = UfsUri::parse(&entry.ufs)?.text();
                 if let Some(rest) = wanted.strip_prefix(root.trim_end_matches('/'))
                     && (rest.is_empty() || rest.starts_with('/'))
                 {
@@ -126,7 +126,7 @@ impl MountTable {
     /// The full UFS path of a path in the namespace (`/name/rest`), or of a URI of an under storage as it is.
     pub fn resolve(&self, text: &str) -> Result<String> {
         if text.contains("://") && !text.starts_with("alluxio://") {
-            return Ok(UfsUri::parse(text)?.to_string());
+            return Ok(UfsUri::parse(text)?.text());
         }
         let Located { uri, path, .. } = self.locate(text)?;
         Ok(String::from_utf8_lossy(&uri.full_path(&path)).into_owned())

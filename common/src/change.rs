@@ -146,8 +146,26 @@ pub trait WriteHandle: Send + Sync {
     /// so perhaps many times, and reports the failure of publishing.
     async fn flush(&self) -> Result<()>;
 
+    /// Changes attributes of the open file, whatever its names are by now, and returns them all. `None`: that is done by
+    /// its path.
+    async fn set_attr(&self, change: &SetAttr) -> Result<Option<Arc<Attr>>> {
+        let _ = change;
+        Ok(None)
+    }
+
+    /// Whether this handle serves further opens of its file here. Otherwise each open asks [`Changes::open`].
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// What fsync(2) promises: [`flush`](Self::flush), and it outlives the loss of power.
     async fn sync(&self, data_only: bool) -> Result<()>;
+
+    /// Whether [`flush`](Self::flush) and [`sync`](Self::sync) end by themselves, later the more there is to publish: then
+    /// nobody else limits them.
+    fn keeps_deadlines(&self) -> bool {
+        false
+    }
 }
 
 /// Changes below one under storage. Paths are relative to its root.

@@ -13,9 +13,7 @@
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
-    },
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -324,16 +322,13 @@ pub fn order(
 /// # Errors
 /// It is somebody else.
 pub fn trusted(stream: &UnixStream) -> io::Result<()> {
-    let peer = getsockopt(&stream.as_fd(), PeerCredentials)?;
+    let (_, user, _) = crate::wire::peer(stream.as_fd()).map_err(io::Error::other)?;
     let own = nix::unistd::geteuid();
     // Root talks to an unprivileged mounter; which user that is the rights of the socket's directory decide.
-    if peer.uid() == 0 || peer.uid() == own.as_raw() || own.is_root() {
+    if user == 0 || user == own.as_raw() || own.is_root() {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("user {} is neither root nor user {own}: refused", peer.uid()),
-    ))
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {user} is neither root nor user {own}: refused")))
 }
 
 /// Listens at `path`, in place of whoever listened there before; others than its user and root cannot connect.

@@ -11,6 +11,7 @@ pub mod conf;
 pub mod errno;
 pub mod error;
 pub mod handover;
+pub mod limited;
 pub mod logging;
 pub mod metrics;
 pub mod mountinfo;
@@ -19,6 +20,7 @@ pub mod path;
 pub mod redact;
 pub mod rpc;
 pub mod tls;
+pub mod web;
 pub mod wire;
 pub mod worker;
 

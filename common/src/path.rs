@@ -4,7 +4,10 @@
 //! leading or trailing `/`; the root itself is the empty path. Names are bytes, as in Linux. A [`UfsUri`] is the root.
 //! Together they make the full UFS path, from which the [`FileId`] follows that names a file in caches and on the ring.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    redact,
+};
 use sha2::{Digest, Sha256};
 use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
@@ -127,7 +130,7 @@ impl fmt::Debug for UfsPath {
 }
 
 /// The root of an under storage: `scheme://authority/path`, the path without a trailing `/`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UfsUri {
     scheme: String,
     authority: String,
@@ -138,7 +141,7 @@ impl UfsUri {
     /// Parses a URI, or a plain absolute path, which means `file://`. Relative paths are resolved by the caller.
     /// Errors (`InvalidArgument`) name the text and what is wrong with it.
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = |why: &str| Error::new(ErrorKind::InvalidArgument, format!("{text}: {why}"));
+        let wrong = |why: &str| Error::new(ErrorKind::InvalidArgument, format!("{}: {why}", redact::uri(text)));
         if let Some(path) = text.strip_prefix('/') {
             return Ok(Self { scheme: "file".into(), authority: String::new(), path: clean(path) });
         }
@@ -172,6 +175,12 @@ impl UfsUri {
         &self.authority
     }
 
+    /// All of it, with a password if there is one: what names it to other processes. For people there is `Display`.
+    pub fn text(&self) -> String {
+        let separator = if self.scheme != "file" && self.path.is_empty() { "" } else { "/" };
+        format!("{}://{}{separator}{}", self.scheme, self.authority, self.path)
+    }
+
     /// Path below the authority, without `/` at either end.
     pub fn path(&self) -> &str {
         &self.path
@@ -179,7 +188,7 @@ impl UfsUri {
 
     /// The full UFS path of `path`: what the ring hashes and what [`FileId`] is made from.
     pub fn full_path(&self, path: &UfsPath) -> Vec<u8> {
-        let mut full = self.to_string().into_bytes();
+        let mut full = self.text().into_bytes();
         if !path.is_root() {
             if full.last() != Some(&b'/') {
                 full.push(b'/');
@@ -201,11 +210,13 @@ fn clean(path: &str) -> String {
 
 impl fmt::Display for UfsUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.authority)?;
-        if self.scheme == "file" || !self.path.is_empty() {
-            write!(f, "/{}", self.path)?;
-        }
-        Ok(())
+        f.write_str(&redact::uri(&self.text()))
+    }
+}
+
+impl fmt::Debug for UfsUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
     }
 }
 
@@ -270,11 +281,24 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("S3://bucket/a//b/", "s3://bucket/a/b"),
         ] {
-            assert_eq!(UfsUri::parse(text).unwrap().to_string(), shown);
+            let uri = UfsUri::parse(text).unwrap();
+            assert_eq!((uri.to_string(), uri.text()), (shown.to_owned(), shown.to_owned()));
         }
         for text in ["data", "s3://", "://x", "file://host/x", "s3:/x"] {
             assert!(UfsUri::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_password_is_part_of_the_name_and_never_shown() {
+        let uri = UfsUri::parse("webhdfs://me:hidden@host/p").unwrap();
+        assert_eq!(uri.text(), "webhdfs://me:hidden@host/p");
+        let wrong = UfsUri::parse("file://me:hidden@host/p").unwrap_err().to_string();
+        for shown in [uri.to_string(), format!("{uri:?}"), wrong] {
+            assert!(shown.contains("me:") && !shown.contains("hidden"), "{shown}");
+        }
+        let other = UfsUri::parse("webhdfs://me:other@host/p").unwrap();
+        assert_ne!(uri.file_id(&UfsPath::root()), other.file_id(&UfsPath::root()));
     }
 
     #[test]

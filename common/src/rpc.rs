@@ -1,6 +1,10 @@
 //! The worker's gRPC service: generated messages, and how errors and attributes travel in them.
 
-use crate::{Attr, Error, ErrorKind, FileKind, Timestamp, Version, wire};
+use crate::{
+    Attr, Error, ErrorKind, FileKind, Result, Timestamp, Version,
+    change::{Caller, NewNode, SetAttr, SetTime},
+    wire,
+};
 use tonic::{Code, Status, metadata::MetadataValue};
 
 /// What is generated from `common/proto/worker.proto`.
@@ -11,6 +15,8 @@ pub mod worker {
 
 /// The metadata entry that carries the code of an error.
 const ERROR: &str = "alluxio-error";
+/// The one that says that nothing was done.
+const BEGUN: &str = "alluxio-begun";
 
 /// The status that tells a caller of `error`.
 pub fn status_of(error: &Error) -> Status {
@@ -32,6 +38,29 @@ pub fn status_of(error: &Error) -> Status {
     let mut status = Status::new(grpc, message);
     status.metadata_mut().insert(ERROR, MetadataValue::from(code));
     status
+}
+
+/// The same for a request of which nothing was done.
+pub fn status_before(error: &Error) -> Status {
+    let mut status = status_of(error);
+    status.metadata_mut().insert(BEGUN, MetadataValue::from_static("no"));
+    status
+}
+
+/// Whether a request that failed so may have been carried out, in part or as a whole: it is certain that it was not when
+/// there was no connection for it, or when the worker says so.
+pub fn may_be_done(status: &Status) -> bool {
+    if status.metadata().get(BEGUN).is_some_and(|begun| begun == "no") {
+        return false;
+    }
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    true
 }
 
 /// The error that a status told of. Without a code of ours (the worker is gone, the path broke) it is `Unavailable`,
@@ -105,6 +134,87 @@ impl From<worker::Attr> for Attr {
     }
 }
 
+impl From<Caller> for worker::Caller {
+    fn from(caller: Caller) -> Self {
+        Self { uid: caller.uid, gid: caller.gid }
+    }
+}
+
+impl From<worker::Caller> for Caller {
+    fn from(caller: worker::Caller) -> Self {
+        Self { uid: caller.uid, gid: caller.gid }
+    }
+}
+
+impl From<&SetAttr> for worker::SetAttr {
+    fn from(change: &SetAttr) -> Self {
+        let time = |time: SetTime| worker::SetTime {
+            at: match time {
+                SetTime::Now => None,
+                SetTime::At(Timestamp { sec, nsec }) => Some(worker::Time { sec, nsec }),
+            },
+        };
+        Self {
+            mode: change.mode,
+            uid: change.uid,
+            gid: change.gid,
+            size: change.size,
+            atime: change.atime.map(time),
+            mtime: change.mtime.map(time),
+            drop_set_id: change.drop_set_id,
+        }
+    }
+}
+
+impl From<worker::SetAttr> for SetAttr {
+    fn from(change: worker::SetAttr) -> Self {
+        let time = |time: worker::SetTime| match time.at {
+            None => SetTime::Now,
+            Some(worker::Time { sec, nsec }) => SetTime::At(Timestamp { sec, nsec: nsec.min(999_999_999) }),
+        };
+        Self {
+            mode: change.mode,
+            uid: change.uid,
+            gid: change.gid,
+            size: change.size,
+            atime: change.atime.map(time),
+            mtime: change.mtime.map(time),
+            drop_set_id: change.drop_set_id,
+        }
+    }
+}
+
+/// What to make, with its mode, for whom.
+pub fn make_of(node: &NewNode, mode: u32, caller: Caller) -> worker::Make {
+    let (kind, device, target) = match node {
+        NewNode::File => (FileKind::File, 0, Vec::new()),
+        NewNode::Directory => (FileKind::Directory, 0, Vec::new()),
+        NewNode::Fifo => (FileKind::Fifo, 0, Vec::new()),
+        NewNode::Socket => (FileKind::Socket, 0, Vec::new()),
+        NewNode::CharDevice(device) => (FileKind::CharDevice, *device, Vec::new()),
+        NewNode::BlockDevice(device) => (FileKind::BlockDevice, *device, Vec::new()),
+        NewNode::Symlink(target) => (FileKind::Symlink, 0, target.to_vec()),
+    };
+    worker::Make { kind: kind_bits(kind), device, target, mode, caller: Some(caller.into()) }
+}
+
+/// What a request asks to be made.
+///
+/// # Errors
+/// `InvalidArgument`: there is no such kind.
+pub fn node_of(make: &worker::Make) -> Result<NewNode> {
+    Ok(match make.kind {
+        libc::S_IFREG => NewNode::File,
+        libc::S_IFDIR => NewNode::Directory,
+        libc::S_IFIFO => NewNode::Fifo,
+        libc::S_IFSOCK => NewNode::Socket,
+        libc::S_IFCHR => NewNode::CharDevice(make.device),
+        libc::S_IFBLK => NewNode::BlockDevice(make.device),
+        libc::S_IFLNK => NewNode::Symlink(make.target.clone().into()),
+        other => return Err(Error::new(ErrorKind::InvalidArgument, format!("no kind of file is {other:o}"))),
+    })
+}
+
 /// The format bits (`S_IFMT`) of a kind.
 pub fn kind_bits(kind: FileKind) -> u32 {
     match kind {
@@ -128,6 +238,37 @@ mod tests {
             let attr = Attr::of_object(kind, 77, Timestamp { sec: -5, nsec: 9 }, Version::new("etag"));
             assert_eq!(Attr::from(worker::Attr::from(&attr)), attr);
         }
+    }
+
+    #[test]
+    fn changes_survive_the_way() {
+        let time = Timestamp { sec: -3, nsec: 7 };
+        for change in [
+            SetAttr::default(),
+            SetAttr { mode: Some(0o4755), uid: Some(0), size: Some(0), ..SetAttr::default() },
+            SetAttr {
+                atime: Some(SetTime::Now),
+                mtime: Some(SetTime::At(time)),
+                drop_set_id: true,
+                ..SetAttr::default()
+            },
+        ] {
+            assert_eq!(SetAttr::from(worker::SetAttr::from(&change)), change);
+        }
+        let caller = Caller { uid: 7, gid: 8 };
+        for node in [NewNode::Directory, NewNode::CharDevice(0x103), NewNode::Symlink((&b"to"[..]).into())] {
+            let made = make_of(&node, 0o700, caller);
+            assert_eq!(node_of(&made).unwrap(), node);
+            assert_eq!((made.mode, made.caller.map(Caller::from)), (0o700, Some(caller)));
+        }
+        assert!(node_of(&worker::Make::default()).is_err());
+    }
+
+    #[test]
+    fn what_was_not_begun_is_known() {
+        let error = Error::new(ErrorKind::Unavailable, "not served here");
+        assert!(!may_be_done(&status_before(&error)) && may_be_done(&status_of(&error)));
+        assert!(may_be_done(&Status::unavailable("the connection broke")));
     }
 
     #[test]

@@ -116,7 +116,12 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     options.service.extend(plan.ufs_options.iter().map(|(name, value)| (name.clone(), Secret::new(value.as_str()))));
     let storage = open_storage(plan, &options, runtime)?;
     let staging = StageOptions::from_conf(conf);
-    let settings = worker_options(conf);
+    let mut settings = worker_options(conf);
+    // Others write too, and what they closed must be seen by the next open: the owner is asked each time.
+    let shared = plan.uri.scheme() == CLUSTER_SCHEME && storage.changes().is_some() && !plan.read_only;
+    if shared {
+        (settings.sync_interval, settings.negative_ttl) = (Some(Duration::ZERO), Duration::ZERO);
+    }
     // Until objects are written, nothing is asked of how they look.
     let dressed = conf
         .get(&user::OBJECT_WRITES)
@@ -138,19 +143,35 @@ fn build(plan: &MountPlan, runtime: &Runtime) -> Result<Built> {
     );
     let worker = EmbeddedWorker::over(storage.clone(), &pages, budget.clone(), settings, handle.clone());
     let stage = match attributes.filter(|_| storage.objects().is_some() && !plan.read_only) {
-        Some(attributes) => {
-            let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
-            let taken = worker.take_changes(attributes, staging);
-            Some(taken.map_err(|error| Error::new(error.kind(), format!("{error}{hint}")))?)
-        }
+        Some(attributes) => match worker.take_changes(attributes, staging) {
+            Ok(stage) => Some(stage),
+            // Nobody asked for it, so it keeps nobody from reading.
+            Err(error) if !conf.is_set(&user::STAGE_DIR) && !conf.is_set(&user::OBJECT_WRITES) => {
+                tracing::warn!(
+                    "mounted for reading only: {error}; to write give a directory by alluxio.user.stage.dir"
+                );
+                None
+            }
+            Err(error) => {
+                let hint = "; give a directory by alluxio.user.stage.dir, or mount with -o ro";
+                return Err(Error::new(error.kind(), format!("{error}{hint}")));
+            }
+        },
         None => None,
     };
     let local = storage.is_local().then(|| PathBuf::from(format!("/{}", plan.uri.path())));
-    let fs_options = FsOptions { read_only: plan.read_only, ..FsOptions::from_conf(conf, local.as_deref()) };
+    let mut fs_options = FsOptions { read_only: plan.read_only, ..FsOptions::from_conf(conf, local.as_deref()) };
+    if shared {
+        let none = Duration::ZERO;
+        (fs_options.attr_timeout, fs_options.entry_timeout, fs_options.negative_timeout) = (none, none, none);
+    }
     let client_options = client_options(conf, fs_options.passthrough && store.is_some());
     let client = Client::new(worker.clone(), budget, client_options, handle);
     let fs = Fs::new(client, fs_options);
-    follow_changes(storage, &worker, &fs);
+    // Where nothing is kept there is nothing to forget; and a kernel that is told of its own changes drops inodes that it uses.
+    if !shared {
+        follow_changes(storage, &worker, &fs);
+    }
     let upkeep = Upkeep::new(&fs, Some((&worker, &pages)));
     Ok(Built { fs, store, stage, upkeep })
 }

@@ -42,6 +42,7 @@ Examples:
   alluxio-fuse mount s3://bucket/prefix /mnt/data -o ro,allow_other
   alluxio-fuse mount s3://bucket /mnt/data -o local_data_cache=/nvme/cache,local_data_cache_size=200GB
   alluxio-fuse mount s3://bucket /mnt/data -o alluxio.underfs.s3.endpoint=http://127.0.0.1:9000
+  alluxio-fuse mount s3://bucket /mnt/data -o writeback
   alluxio-fuse mount -f -o passthrough=off /data /tmp/view
 docs/CONFIGURATION.md lists all options.")]
     Mount(MountArgs),

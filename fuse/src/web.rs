@@ -1,28 +1,10 @@
 //! `/metrics` and `/health` over HTTP, on an address that only this host reaches unless it is configured otherwise.
 //!
-//! Invariants: nothing here can fail a mount (a port that is taken is one warning); requests are small, few at a time,
-//! and have a deadline.
+//! Invariant: nothing here can fail a mount (a port that is taken is one warning).
 
-use axum::{
-    Router,
-    extract::Request,
-    http::header::CONTENT_TYPE,
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use common::metrics;
-use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
-    time::Duration,
-};
-use tokio::{runtime::Handle, sync::Semaphore};
-
-/// Requests that are answered at the same time; more are sent away.
-const AT_ONCE: usize = 8;
-/// How long an answer may take.
-const DEADLINE: Duration = Duration::from_secs(10);
-static REQUESTS: Semaphore = Semaphore::const_new(AT_ONCE);
+use axum::{Router, routing::get};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use tokio::runtime::Handle;
 
 /// Serves on `host` and `port` with `runtime` until that ends. Returns the address.
 ///
@@ -45,33 +27,21 @@ pub fn start(runtime: &Handle, host: &str, port: u16) -> Result<SocketAddr, Stri
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     runtime.spawn(async move {
         // It ends with the runtime; a listener that fails costs /metrics only.
-        if let Err(error) = axum::serve(listener, router()).await {
+        let router = Router::new().route("/health", get(|| async { "OK\n" }));
+        if let Err(error) = common::web::serve(listener, router, std::future::pending()).await {
             tracing::warn!("/metrics ended: {error}");
         }
     });
     Ok(address)
 }
 
-fn router() -> Router {
-    Router::new()
-        .route("/metrics", get(|| async { ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::metrics().encode()) }))
-        .route("/health", get(|| async { "OK\n" }))
-        .layer(middleware::from_fn(bounded))
-}
-
-async fn bounded(request: Request, next: Next) -> Response {
-    use axum::http::StatusCode;
-    let Ok(_permit) = REQUESTS.try_acquire() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    match tokio::time::timeout(DEADLINE, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::{
+        io::{Read, Write},
+        time::Duration,
+    };
 
     fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = std::net::TcpStream::connect(address).unwrap();

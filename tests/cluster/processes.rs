@@ -121,8 +121,20 @@ impl Cluster {
         }
         let output = self.alluxio(words);
         assert!(output.status.success(), "mount add: {output:?}");
+        self.wait_until_served(store.uri("").trim_end_matches('/'));
+    }
+
+    /// Mounts a directory of this host at `path` of the namespace.
+    pub fn mount_add_directory(&self, path: &str, directory: &Path) {
+        let uri = format!("file://{}", directory.display());
+        let output = self.alluxio(["mount", "add", "--path", path, "--ufs-uri", &uri]);
+        assert!(output.status.success(), "mount add: {output:?}");
+        self.wait_until_served(&uri);
+    }
+
+    fn wait_until_served(&self, uri: &str) {
         // A worker that has not heard of the mount yet lets its clients read the storage, which is right but not tested here.
-        let served = format!("{} is served", store.uri("").trim_end_matches('/'));
+        let served = format!("{uri} is served");
         for worker in &self.workers {
             machine::wait_for("the workers to serve the mount", || worker.log().contains(&served).then_some(()));
         }

@@ -93,10 +93,13 @@ fn every_write_is_refused() {
         let mount = Mounting::of_dir(source.path()).options(["ro", option]).start();
         check(mount.path(), true);
         mount.stop();
-        let mount = store.mount("").option(option).start();
+        let mount = store.mount("").options(["ro", option]).start();
         check(mount.path(), false);
         mount.stop();
     }
+    let mount = store.mount("").option("alluxio.user.object.writes.enabled=false").start();
+    check(mount.path(), false);
+    mount.stop();
     assert_eq!(store.server().keys(tests::s3::BUCKET), ["dir/inner", "file"]);
     assert_eq!(tests::tree::names(source.path()).unwrap(), [&b"dir"[..], b"file", b"link"]);
 }

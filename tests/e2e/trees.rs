@@ -3,7 +3,7 @@
 
 use std::{fs::File, path::Path};
 
-use tests::{Mounting, Store, Tree, content, heavy, mounts_work, pread, sha256, tree::sparse_file};
+use tests::{Mounting, Store, Tree, content, full, heavy, mounts_work, pread, sha256, tree::sparse_file};
 
 const FILES: usize = 20_000;
 const PAGE: u64 = 64 << 10;
@@ -115,6 +115,36 @@ fn two_gibibytes_of_s3_compare_equal() {
     mount.stop();
     let mount = mounting().start();
     read_in_slices(&mount.join(name), 16, &bytes);
+    mount.stop();
+}
+
+/// All of it in the cache, hashed whole each time: half a minute of one core, so it is asked for (`ALLUXIO_TESTS=full`).
+#[test]
+fn two_gibibytes_of_s3_compare_equal_cold_warm_remounted_and_with_sixteen_readers() {
+    if !mounts_work() || !full() {
+        return;
+    }
+    let _alone = heavy();
+    let source = tempfile::tempdir().unwrap();
+    sparse_file(&source.path().join("big"), BIG, "two gibibytes of a bucket").unwrap();
+    let expected = sha256(&source.path().join("big")).unwrap();
+    let store = Store::of_dir(source.path());
+    let cache = tempfile::tempdir().unwrap();
+    let mounting = || store.mount("").cache(cache.path()).option("local_data_cache_size=4GiB");
+    let mount = mounting().start();
+    assert_eq!(sha256(&mount.join("big")).unwrap(), expected, "cold");
+    assert_eq!(sha256(&mount.join("big")).unwrap(), expected, "warm");
+    mount.stop();
+    store.reset_counters();
+    let mount = mounting().start();
+    assert_eq!(sha256(&mount.join("big")).unwrap(), expected, "with the old cache");
+    assert!(store.body_bytes() < BIG / 2, "the old cache is not used: {} bytes were sent", store.body_bytes());
+    std::thread::scope(|scope| {
+        for reader in 0..16 {
+            let path = mount.join("big");
+            scope.spawn(move || assert_eq!(sha256(&path).unwrap(), expected, "reader {reader} of sixteen"));
+        }
+    });
     mount.stop();
 }
 

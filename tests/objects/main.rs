@@ -9,3 +9,4 @@ mod killed;
 mod mirror;
 mod place;
 mod programs;
+mod trouble;

@@ -49,9 +49,7 @@ impl Place {
         };
         let mut mounting = mounting.cache(self.cache.path()).at(&self.point.path());
         if self.kind == Kind::S3 {
-            mounting = mounting
-                .option(format!("alluxio.user.stage.dir={}", self.stage.path().display()))
-                .option("alluxio.user.object.writes.enabled=true");
+            mounting = mounting.option(format!("alluxio.user.stage.dir={}", self.stage.path().display()));
         }
         self.mount = Some(mounting.start());
     }
@@ -85,8 +83,12 @@ impl Place {
     }
 }
 
-/// How much a test does: `usual` in CI, `full` with `ALLUXIO_TESTS=full`.
+/// How much a test does: `usual` in CI, `full` with `ALLUXIO_TESTS=full`, or what `ALLUXIO_AMOUNT` says: a part of the full
+/// run, for another seed each.
 pub fn amount(usual: u64, full: u64) -> u64 {
+    if let Some(amount) = std::env::var("ALLUXIO_AMOUNT").ok().and_then(|value| value.parse().ok()) {
+        return amount;
+    }
     if std::env::var("ALLUXIO_TESTS").is_ok_and(|value| value == "full") { full } else { usual }
 }
 

@@ -14,7 +14,7 @@ pub mod s3;
 pub mod tree;
 
 pub use data::{content, pread, sha256};
-pub use machine::{heavy, mounted, mounts_work, try_for, wait_for};
+pub use machine::{full, heavy, mounted, mounts_work, try_for, wait_for};
 pub use mount::{Failure, Mount, Mounting};
 pub use s3::Store;
 pub use tree::Tree;

@@ -26,6 +26,11 @@ pub fn mounts_work() -> bool {
     false
 }
 
+/// Whether the long variants are asked for, by `ALLUXIO_TESTS=full`.
+pub fn full() -> bool {
+    std::env::var("ALLUXIO_TESTS").is_ok_and(|value| value == "full")
+}
+
 /// Held by a test that moves much data, so that not all of them do at the same time.
 pub fn heavy() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());

@@ -17,7 +17,7 @@ pub mod storage;
 mod tls;
 
 pub use environment::Environment;
-pub use object::writes::{Body, Condition, Found, KeyPage, Limits, Metadata, ObjectWrites, Part, Stored};
+pub use object::writes::{Body, Condition, Found, KeyPage, Limits, ListedKey, Metadata, ObjectWrites, Part, Stored};
 pub use open::open;
 pub use options::{S3Options, Secret, UfsOptions};
 pub use storage::{ChangeListener, Changed, Head, ReadSink, UnderStorage};

@@ -10,6 +10,10 @@
 //! - knowledge that was asked for before a [`forget`](MetadataCache::forget) never enters after it ([`Ticket`]);
 //! - points and entries of snapshots together never exceed the limit by more than one directory.
 
+mod snapshot;
+
+pub use snapshot::Snapshot;
+
 use crate::clock::{Clock, Moment};
 use common::{Attr, UfsPath, worker::DirEntry};
 use lru::LruCache;
@@ -75,65 +79,6 @@ impl Changes {
 struct Point {
     known: Known,
     at: Moment,
-}
-
-/// The entries of a directory as a listing gave them.
-#[derive(Debug)]
-pub struct Snapshot {
-    batches: Vec<Arc<[DirEntry]>>,
-    /// Whether the batches follow each other in order of names, so that the batch of a name is found by bisection.
-    ordered: bool,
-    complete: bool,
-    at: Moment,
-    len: usize,
-}
-
-impl Snapshot {
-    /// The batches, each sorted by name.
-    pub fn batches(&self) -> &[Arc<[DirEntry]>] {
-        &self.batches
-    }
-
-    /// The same with another entry of this name, or without it.
-    fn with(&self, name: &[u8], entry: Option<&DirEntry>) -> Self {
-        let mut batches = self.batches.clone();
-        // Where it is, or where it belongs.
-        let holds = |batch: &Arc<[DirEntry]>| batch.binary_search_by(|entry| (*entry.name).cmp(name)).is_ok();
-        let at = match batches.iter().position(holds) {
-            Some(at) => at,
-            None if self.ordered => batches
-                .partition_point(|batch| batch.last().is_some_and(|last| *last.name < *name))
-                .min(batches.len().saturating_sub(1)),
-            None => 0,
-        };
-        let mut batch: Vec<DirEntry> = batches.get(at).map(|batch| batch.to_vec()).unwrap_or_default();
-        match (batch.binary_search_by(|entry| (*entry.name).cmp(name)), entry) {
-            (Ok(at), Some(entry)) => batch[at] = entry.clone(),
-            (Ok(at), None) => drop(batch.remove(at)),
-            (Err(at), Some(entry)) => batch.insert(at, entry.clone()),
-            (Err(_), None) => {}
-        }
-        match (at < batches.len(), batch.is_empty()) {
-            (true, true) => drop(batches.remove(at)),
-            (true, false) => batches[at] = batch.into(),
-            (false, true) => {}
-            (false, false) => batches.push(batch.into()),
-        }
-        let len = batches.iter().map(|batch| batch.len()).sum();
-        Self { batches, ordered: self.ordered, complete: self.complete, at: self.at, len }
-    }
-
-    /// The entry of this name.
-    pub fn get(&self, name: &[u8]) -> Option<&DirEntry> {
-        let within = |batch: &'_ Arc<[DirEntry]>| batch.binary_search_by(|entry| (*entry.name).cmp(name)).ok();
-        if self.ordered {
-            let at = self.batches.partition_point(|batch| batch.last().is_some_and(|last| *last.name < *name));
-            let batch = self.batches.get(at)?;
-            within(batch).map(|at| &batch[at])
-        } else {
-            self.batches.iter().find_map(|batch| within(batch).map(|at| &batch[at]))
-        }
-    }
 }
 
 /// The cache. Shared by reference; all methods are cheap and never wait for anything but a shard's lock.
@@ -219,21 +164,47 @@ impl MetadataCache {
             let mut shard = self.points[self.shard(bytes)].lock();
             shard.get(bytes).map(|point| (point.known.clone(), point.at))
         };
-        let listed = split(path).and_then(|(dir, name)| {
+        let snapshot = split(path).and_then(|(dir, name)| {
             let snapshot = self.snapshots[self.shard(dir)].lock().get(dir).cloned()?;
-            if let Some((_, at)) = &point
-                && *at >= snapshot.at
-            {
-                return None;
-            }
-            match snapshot.get(name) {
-                Some(entry) => entry.attr.clone().map(|attr| (Known::Attr(attr), snapshot.at)),
-                None if snapshot.complete => Some((Known::Missing, snapshot.at)),
-                None => None,
-            }
+            let older = point.as_ref().is_some_and(|(_, at)| *at >= snapshot.at);
+            (!older).then_some((snapshot, name))
         });
+        let listed = snapshot.as_ref().and_then(|(snapshot, name)| match snapshot.get(name) {
+            Some(entry) => entry.attr.clone().map(|attr| (Known::Attr(attr), snapshot.at)),
+            None if snapshot.complete => Some((Known::Missing, snapshot.at)),
+            None => None,
+        });
+        let by_listing = listed.is_some();
         // The younger alone is asked for its freshness: what it contradicts is not heard again.
-        listed.or(point).filter(|(known, at)| self.fresh(known, *at, now)).map(|(known, _)| known)
+        let (known, _) = listed.or(point).filter(|(known, at)| self.fresh(known, *at, now))?;
+        if by_listing && let Some((snapshot, _)) = &snapshot {
+            snapshot.note_use();
+        }
+        Some(known)
+    }
+
+    /// Whether the entries of a directory are known, too old, in use, and had anew by one request.
+    pub fn is_worth_refreshing(&self, path: &UfsPath) -> bool {
+        let bytes = path.as_bytes();
+        let snapshot = self.snapshots[self.shard(bytes)].lock().peek(bytes).cloned();
+        snapshot.is_some_and(|snapshot| self.outdated(&snapshot))
+    }
+
+    /// Up to `count` directories that are worth refreshing, of those used last. Looks at all that are known.
+    pub fn worth_refreshing(&self, count: usize) -> Vec<UfsPath> {
+        let mut found = Vec::new();
+        for shard in &self.snapshots {
+            let shard = shard.lock();
+            let outdated = shard.iter().filter(|(_, snapshot)| self.outdated(snapshot));
+            found.extend(outdated.take(count).map(|(key, snapshot)| (snapshot.at, key.clone())));
+        }
+        found.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
+        found.truncate(count);
+        found.into_iter().filter_map(|(_, key)| UfsPath::parse(&key).ok()).collect()
+    }
+
+    fn outdated(&self, snapshot: &Snapshot) -> bool {
+        snapshot.is_worth_refreshing() && !self.within(self.sync_interval, snapshot.at, self.clock.now())
     }
 
     /// Records the answer of the storage to a question about one path.
@@ -274,12 +245,7 @@ impl MetadataCache {
         if !self.is_useful() || len > self.limit {
             return;
         }
-        let ends = |batch: &Arc<[DirEntry]>| batch.last().map(|entry| entry.name.clone());
-        let ordered = batches.windows(2).all(|pair| match (ends(&pair[0]), pair[1].first()) {
-            (Some(last), Some(first)) => last < first.name,
-            _ => false,
-        });
-        let snapshot = Arc::new(Snapshot { batches, ordered, complete, at: ticket.began, len });
+        let snapshot = Arc::new(Snapshot::new(batches, complete, ticket.began));
         let bytes = path.as_bytes();
         let index = self.shard(bytes);
         let old = {

@@ -244,7 +244,11 @@ impl Inner {
         let advice = self.lister.missed(&dir);
         // A listing that is still fresh, but says no more that names are absent, is repeated only when that is cheap.
         let known = self.cache.listing(&dir).is_some_and(|listing| listing.batches().len() > RELISTED);
-        if advice == Advice::List && !known {
+        let outdated = self.cache.is_worth_refreshing(&dir);
+        if outdated {
+            self.lister.refresh_others();
+        }
+        if (advice == Advice::List || outdated) && !known {
             // Whoever lists it already, for a reader or another lookup, is joined.
             let (flight, _) = self.lister.start(&dir, Wanted::Lookup);
             if let Some(answer) = self.wait_for(&flight, path, name).await {
@@ -450,12 +454,14 @@ impl Worker for EmbeddedWorker {
         }
         match self.inner.cached(path) {
             Some(answer) => answer,
+            // Where nothing is kept nothing may be joined either: it may have begun before a change.
+            None if !self.inner.cache.is_useful() => self.inner.ask(path).await,
             None => self.inner.ask_shared(path).await,
         }
     }
 
     async fn list(&self, path: &UfsPath) -> Result<Box<dyn Listing>> {
-        if self.inner.local {
+        if self.inner.local || !self.inner.cache.is_useful() && self.inner.storage.changes().is_some() {
             return self.inner.storage.list(path).await;
         }
         let listing = self.inner.lister.list(path).await;
@@ -513,7 +519,8 @@ impl Worker for EmbeddedWorker {
     fn changes(&self) -> Option<&dyn Changes> {
         match self.inner.stage.get() {
             Some((_, changes)) => Some(changes),
-            None if self.inner.local => self.inner.storage.changes(),
+            // Those of another kind of storage are made beside what is cached here, if anything is.
+            None if self.inner.local || !self.inner.cache.is_useful() => self.inner.storage.changes(),
             None => None,
         }
     }

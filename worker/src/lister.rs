@@ -3,6 +3,7 @@
 
 use crate::{
     cache::{Known, MetadataCache},
+    clock::{Clock, Moment},
     flight::{CachedListing, Flight, FlightReader, Outcome},
     options::WorkerOptions,
     outage::Outage,
@@ -17,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::{runtime::Handle, sync::Semaphore};
 use ufs::UnderStorage;
@@ -30,6 +32,8 @@ pub(crate) enum Wanted {
     Lookup,
     /// A walk that is expected to come here.
     Walk,
+    /// Nobody yet: it was in use, and grew too old with another that is.
+    Refresh,
 }
 
 impl Wanted {
@@ -39,18 +43,36 @@ impl Wanted {
             // One by itself, so that the flight does not stop before its reader has joined.
             Wanted::Reader => 1,
             Wanted::Lookup => 32,
-            Wanted::Walk => 8,
+            Wanted::Walk | Wanted::Refresh => 8,
         }
     }
+}
+
+/// Directories that are refreshed after one lookup found its own too old, at most.
+const REFRESHED: usize = 256;
+/// Listings made for it at the same time.
+const REFRESH_PARALLEL: usize = 16;
+
+/// What is known is looked through for them no more often than this.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
+
+/// Directories that wait to be listed anew, the next one at the end, and how many of them are being listed.
+#[derive(Default)]
+struct Refresher {
+    waiting: Vec<UfsPath>,
+    running: usize,
+    looked: Option<Moment>,
 }
 
 /// Makes and shares listings.
 pub(crate) struct Lister {
     storage: Arc<dyn UnderStorage>,
     cache: Arc<MetadataCache>,
+    clock: Clock,
     requests: Arc<Semaphore>,
     outage: Arc<Outage>,
     walker: Walker,
+    refresher: Mutex<Refresher>,
     parents: Parents,
     flights: Mutex<HashMap<UfsPath, Arc<Flight>>>,
     limit: usize,
@@ -72,9 +94,11 @@ impl Lister {
         Arc::new(Self {
             storage,
             cache,
+            clock: options.clock.clone(),
             requests,
             outage,
             walker: Walker::new(options.clock.clone(), options.walk_parallel, ahead, options.metadata_entries / 4),
+            refresher: Mutex::default(),
             parents: Parents::new(options.clock.clone()),
             flights: Mutex::default(),
             limit: options.directory_entries.min(options.metadata_entries / 2).max(1),
@@ -161,10 +185,51 @@ impl Lister {
         if let Some(batches) = complete {
             self.walker.listed(&path, batches, wanted == Wanted::Walk);
         }
-        if wanted == Wanted::Walk {
-            self.walker.ended();
+        match wanted {
+            Wanted::Walk => self.walker.ended(),
+            Wanted::Refresh => self.refresher.lock().running -= 1,
+            Wanted::Reader | Wanted::Lookup => {}
         }
         self.walk();
+        self.refresh();
+    }
+
+    /// A lookup found the listing of its directory too old. Others that were in use grew old at the same time, and whoever
+    /// reads files all over a tree would wait for each of them in turn: they are made anew now, side by side.
+    pub(crate) fn refresh_others(self: &Arc<Self>) {
+        let now = self.clock.now();
+        {
+            let mut refresher = self.refresher.lock();
+            let lately = refresher.looked.is_some_and(|looked| now.since(looked) < REFRESH_PAUSE);
+            if lately || !refresher.waiting.is_empty() {
+                return;
+            }
+            refresher.looked = Some(now);
+        }
+        let mut found = self.cache.worth_refreshing(REFRESHED);
+        found.reverse();
+        self.refresher.lock().waiting = found;
+        self.refresh();
+    }
+
+    /// Starts the listings that wait, as many as may be under way.
+    fn refresh(self: &Arc<Self>) {
+        loop {
+            let path = {
+                let mut refresher = self.refresher.lock();
+                if refresher.running >= REFRESH_PARALLEL {
+                    return;
+                }
+                let Some(path) = refresher.waiting.pop() else { return };
+                refresher.running += 1;
+                path
+            };
+            // A lookup may have been here first.
+            let started = self.cache.is_worth_refreshing(&path) && self.start(&path, Wanted::Refresh).1;
+            if !started {
+                self.refresher.lock().running -= 1;
+            }
+        }
     }
 
     /// The listing of `path` for a reader.

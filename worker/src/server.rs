@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod options;
 mod rpc;
 mod web;
+mod writing;
 
 pub use options::{Cluster, Limits, ServerOptions};
 
@@ -27,8 +28,13 @@ use client::{
     mount_table::MountTableStore,
 };
 use common::{
-    Error, ErrorKind, Result, budget::MemoryBudget, metrics::metrics, page::PagePool,
-    rpc::worker::worker_server::WorkerServer, tls::ServerTls,
+    Error, ErrorKind, Result,
+    budget::MemoryBudget,
+    limited::{Held, LimitedListener},
+    metrics::metrics,
+    page::PagePool,
+    rpc::worker::{changes_server::ChangesServer, worker_server::WorkerServer},
+    tls::ServerTls,
 };
 use data::{DataServer, DomainSocket};
 use identity::Claim;
@@ -45,6 +51,10 @@ use tokio_util::sync::CancellationToken;
 
 /// The longest pause between two attempts to reach etcd at the start.
 const ETCD_PAUSE: Duration = Duration::from_secs(5);
+/// After so long without a byte a connection for metadata is ended. Clients that are there answer pings more often.
+const RPC_IDLE: Duration = Duration::from_secs(90);
+/// The longest request to write.
+const WRITE_MOST: usize = 8 << 20;
 
 /// A worker that serves. [`stop`](Self::stop) ends it in order; when it is dropped its tasks end where they are.
 pub struct Server {
@@ -129,7 +139,14 @@ impl Server {
             data.listen_domain(domain, options.domain_uids.clone())?;
         }
         let service = WorkerServer::new(rpc::Rpc::new(namespace.clone(), identifier, end.clone()));
-        let incoming = tonic::transport::server::TcpIncoming::from(ports.rpc).with_nodelay(Some(true));
+        let writing = ChangesServer::new(writing::Writing::new(
+            namespace.clone(),
+            options.writes,
+            options.limits.writing,
+            end.clone(),
+        ))
+        .max_decoding_message_size(WRITE_MOST);
+        let incoming = LimitedListener::new(ports.rpc, options.limits.rpc_connections, Held::Idle(RPC_IDLE)).incoming();
         let mut builder = tonic::transport::Server::builder();
         if let Some(tls) = &ports.tls {
             builder = builder
@@ -145,7 +162,11 @@ impl Server {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .concurrency_limit_per_connection(256)
+            .max_concurrent_streams(Some(1024))
+            .initial_stream_window_size(Some(2 << 20))
+            .initial_connection_window_size(Some(8 << 20))
             .add_service(service)
+            .add_service(writing)
             .serve_with_incoming_shutdown(incoming, end.clone().cancelled_owned());
         let rpc = tokio::spawn(async move {
             if let Err(error) = rpc.await {

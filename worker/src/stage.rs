@@ -1,7 +1,7 @@
 //! Changes of object stores: files are staged on local disk, and put into the storage whole when they are closed or synced.
 //!
 //! - [`file`]: one staged file; [`upload`]: how it gets into the storage; [`handle`]: the handles that write it;
-//! - [`names`]: making, removing and renaming; [`tree`]: renames of directories; [`attributes`]: what a listing cannot show;
+//! - [`changes`]: the interface; [`names`]: making, removing and renaming; [`tree`]: renames of directories; [`attributes`]: what a listing cannot show;
 //! - [`journal`]: what outlives the process; [`recover`]: how the next one goes on;
 //! - [`space`], [`turns`], [`ranges`]: the bounds of the stage, the order of changes, sets of offsets.
 //!
@@ -9,9 +9,12 @@
 //! - what a close or a sync answered with success is in the storage (with write-back: in the journal, synced);
 //! - what could not be uploaded stays here, is tried again, is listed ([`Stage::pending`]), and goes only when it is in the
 //!   storage or its name is removed;
+//! - changes that ask the storage more than once are done in tasks of their own, so that no deadline of a request cuts them
+//!   in half;
 //! - one process has a stage directory, which it locks; memory is that of the budget, disk that of [`space`].
 
 mod attributes;
+mod changes;
 mod dressed;
 mod file;
 mod handle;
@@ -19,6 +22,7 @@ mod journal;
 mod names;
 pub mod options;
 mod overlay;
+mod permission;
 mod publish;
 mod ranges;
 mod recover;
@@ -28,19 +32,20 @@ mod turns;
 mod upload;
 
 pub use attributes::Attributes;
+pub(crate) use changes::ObjectChanges;
 pub use dressed::Dressed;
 pub(crate) use handle::StagedPages;
-pub(crate) use names::ObjectChanges;
 pub use options::StageOptions;
 pub(crate) use overlay::unpublished;
 pub use recover::left_behind;
 
 use crate::cache::Known;
 use bytes::Bytes;
-use common::{Attr, Error, ErrorKind, Result, Timestamp, UfsPath, budget::MemoryBudget};
+use common::{Attr, Error, ErrorKind, Result, Timestamp, UfsPath, budget::MemoryBudget, page::PagePool};
 use file::Staged;
-use journal::Journal;
+use journal::{Journal, MoveRecord, Record};
 use parking_lot::Mutex;
+use permission::Permission;
 use space::Space;
 use std::{
     collections::HashMap,
@@ -96,13 +101,22 @@ pub struct Stage {
     directory: PathBuf,
     _lock: File,
     journal: Arc<Journal>,
-    space: Space,
+    space: Arc<Space>,
     budget: Arc<MemoryBudget>,
+    /// Buffers for readers of files that are staged while there is no room for what they read.
+    pages: Arc<PagePool>,
     parts: Semaphore,
     turns: Arc<Turns>,
     files: Mutex<HashMap<UfsPath, Arc<Staged>>>,
     /// Directories that have a mark of their own, as far as that was seen to.
     marked: Mutex<lru::LruCache<String, ()>>,
+    permission: Permission,
+    /// Counts parts and files that were sent: who waits for all of them sees that it goes on.
+    steps: AtomicU64,
+    /// Renames that failed between their copies and the removal of the old names; the next mount goes on with them.
+    moves: Mutex<Vec<(u64, MoveRecord)>>,
+    /// What the journal names and the stage directory has not.
+    lost: Mutex<Vec<(u64, Pending)>>,
     caches: Box<dyn Caches>,
     handle: Handle,
     next: AtomicU64,
@@ -169,7 +183,51 @@ impl Stage {
             let listed = state.is_dirty();
             listed.then(|| Pending { path: state.path.clone(), size: state.size, failure: state.failure.clone() })
         });
-        pending.collect()
+        let lost = self.lost.lock().iter().map(|(_, lost)| lost.clone()).collect::<Vec<_>>();
+        pending.chain(lost).collect()
+    }
+
+    /// Does `work` whole, though whoever waits for it may be given up.
+    async fn whole<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let done = self.handle.spawn(work).await;
+        done.unwrap_or_else(|gone| Err(Error::new(ErrorKind::Cancelled, format!("a change was not finished: {gone}"))))
+    }
+
+    /// Appends to the journal; what is `durable` is waited for on a thread that may wait.
+    async fn append(&self, id: u64, record: Record, durable: bool) -> Result<()> {
+        if !durable {
+            return self.journal.append(id, record, false);
+        }
+        let journal = self.journal.clone();
+        let appended = tokio::task::spawn_blocking(move || journal.append(id, record, true)).await;
+        appended.map_err(|gone| Error::io("journal", std::io::Error::other(gone)))?
+    }
+
+    /// Says that something is written at a key: a rename that would remove it is not gone on with.
+    fn overtaken(&self, key: &str) -> Result<()> {
+        let ended: Vec<u64> = {
+            let moves = self.moves.lock();
+            moves.iter().filter(|(_, record)| record.concerns(key)).map(|(id, _)| *id).collect()
+        };
+        for id in ended {
+            self.journal.append(id, Record::Done, false)?;
+            self.moves.lock().retain(|(other, _)| *other != id);
+        }
+        Ok(())
+    }
+
+    /// Says that a name was written anew, or removed: what was lost of it is no matter any more.
+    async fn found_again(&self, path: &UfsPath) {
+        let ids: Vec<u64> = {
+            let lost = self.lost.lock();
+            lost.iter().filter(|(_, lost)| lost.path == *path).map(|(id, _)| *id).collect()
+        };
+        for id in ids {
+            match self.append(id, Record::Done, true).await {
+                Ok(()) => self.lost.lock().retain(|(other, _)| *other != id),
+                Err(error) => tracing::warn!("{path}: {error}"),
+            }
+        }
     }
 
     /// Bytes that the stage takes on disk.
@@ -194,48 +252,72 @@ impl Stage {
         });
     }
 
-    /// Writes attributes of directories when they are due, until the stage is gone.
+    /// Writes attributes of directories when they are due, until the stage is gone. While that fails it tries less often.
     fn keep_up(self: &Arc<Self>) {
+        const OFTEN: Duration = Duration::from_millis(500);
         let weak = Arc::downgrade(self);
         self.handle.spawn(async move {
+            let mut pause = OFTEN;
             loop {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(pause).await;
                 let Some(stage) = weak.upgrade() else { return };
                 if stage.ended.load(Ordering::Relaxed) {
                     return;
                 }
-                if let Err(error) = stage.attributes.write_all(None).await {
-                    tracing::warn!("attributes are not written yet: {error}");
-                }
+                pause = match stage.attributes.write_all(None).await {
+                    Ok(()) => OFTEN,
+                    Err(error) => {
+                        tracing::warn!("attributes are not written yet: {error}");
+                        (pause * 2).min(stage.options.retry_longest)
+                    }
+                };
             }
         });
     }
 
-    /// Waits until everything is in the storage, `limit` at most. Fails with the reason why something is not: it stays in
-    /// the stage, and the next mount goes on with it.
+    /// Ends what is tried again and again in the background: the next mount goes on with it.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until everything is in the storage, for as long as something gets there within `limit`. Fails with the reason
+    /// why something is not: it stays in the stage, and the next mount goes on with it.
     pub async fn drain(self: &Arc<Self>, limit: Duration) -> Result<()> {
         let all = async {
             loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
                 let result = self.sync_below(&UfsPath::root()).await;
-                if self.pending().is_empty() {
+                if !self.files.lock().values().any(|staged| staged.state.lock().is_dirty()) {
                     return result;
                 }
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                // Looked at again without a sign too: what failed is tried again, though not at once.
+                let pause = Duration::from_millis(if result.is_ok() { 200 } else { 1000 });
+                let _ = tokio::time::timeout(pause, changed).await;
             }
         };
-        let done = tokio::time::timeout(limit, all).await;
-        done.unwrap_or_else(|_| {
-            let pending = self.pending();
-            let first = pending.first().map_or(String::new(), |first| match &first.failure {
-                Some((error, _)) => format!(", first {}: {error}", first.path),
-                None => format!(", first {}", first.path),
-            });
-            let count = pending.len();
-            Err(Error::new(
-                ErrorKind::TimedOut,
-                format!("{count} files are not uploaded{first}; they stay in {}", self.directory.display()),
-            ))
-        })
+        let stalled = async {
+            loop {
+                let steps = self.steps.load(Ordering::Relaxed);
+                tokio::time::sleep(limit).await;
+                if self.steps.load(Ordering::Relaxed) == steps {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            done = all => return done,
+            () = stalled => {}
+        }
+        let pending = self.pending();
+        let first = pending.first().map_or(String::new(), |first| match &first.failure {
+            Some((error, _)) => format!(", first {}: {error}", first.path),
+            None => format!(", first {}", first.path),
+        });
+        let count = pending.len();
+        let why = format!("{count} files are not uploaded{first}; they stay in {}", self.directory.display());
+        Err(Error::new(ErrorKind::TimedOut, why))
     }
 }
 

@@ -70,7 +70,7 @@ pub async fn check(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Res
                         Some(link) => link.clone(),
                         None => links.entry(identity).or_insert(cluster::link(entry, conf)?).clone(),
                     };
-                    asked.push((link, located.uri.to_string(), path.clone()));
+                    asked.push((link, located.uri.text(), path.clone()));
                 }
             }
             let mut answers = stream::iter(asked.into_iter().map(|(link, storage, path)| async move {

@@ -21,7 +21,7 @@ pub struct Args {
 pub async fn location(args: Args, conf: &Conf, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::connect(conf).await?;
     let key = match args.path.contains("://") && !args.path.starts_with("alluxio://") {
-        true => common::UfsUri::parse(&args.path)?.to_string(),
+        true => common::UfsUri::parse(&args.path)?.text(),
         false => cluster.mounts.read().await?.resolve(&args.path)?,
     };
     let replicas = args.replicas.unwrap_or_else(|| conf.get(&keys::REPLICATION_MIN));

@@ -1,15 +1,16 @@
 //! The lock that names a running process: held on a file beside the identity for as long as the process lives.
 //!
-//! Invariant: whether the process lives is told by the lock, never by its number alone, so no other process that got the
-//! number later is ever signalled.
+//! Invariants: whether the process lives is told by the lock, never by its number alone. It is signalled by a descriptor of
+//! the process, after the time of its start was compared with what it wrote into the file; so no other process that got the
+//! number later, be it in the moment before the signal, is ever signalled.
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,12 +38,14 @@ impl ProcessLock {
             Err((file, Errno::EWOULDBLOCK)) => anyhow::bail!(
                 "a worker runs already with the identity file {} (process {}); stop it, or give this one an identity of its own (alluxio.worker.identity.uuid.file.path)",
                 identity.display(),
-                number(file).unwrap_or_default()
+                holder(file).map_or_else(|| "unknown".into(), |holder| holder.process.to_string())
             ),
             Err((_, error)) => return Err(error).with_context(|| format!("{} cannot be locked", path.display())),
         };
         file.set_len(0)?;
-        write!(&mut *file, "{}", std::process::id())?;
+        let process = i32::try_from(std::process::id())?;
+        let start = start_of(process).context("/proc/self/stat does not tell when this process was started")?;
+        write!(&mut *file, "{process} {start}")?;
         Ok(Self { file })
     }
 }
@@ -66,21 +69,20 @@ pub fn stop(identity: &Path) -> Result<i32> {
             // Nobody holds it (any more).
             Ok(_) => return told.with_context(none),
             Err((held, Errno::EWOULDBLOCK)) => {
-                if told.is_none() {
-                    // Empty only for the moment between lock and number.
-                    if let Some(process) = number(held.try_clone()?) {
-                        match kill(Pid::from_raw(process), Signal::SIGTERM) {
-                            Ok(()) | Err(Errno::ESRCH) => told = Some(process),
-                            Err(error) => {
-                                return Err(error).with_context(|| format!("process {process} cannot be stopped"));
-                            }
-                        }
-                    }
+                // Nothing in the moment between lock and number.
+                if told.is_none()
+                    && let Some(holder) = holder(held.try_clone()?)
+                    && let Some(process) = Running::find(&holder)
+                {
+                    process
+                        .signal(Signal::SIGTERM)
+                        .with_context(|| format!("process {} cannot be stopped", holder.process))?;
+                    told = Some(holder.process);
                 }
                 anyhow::ensure!(
                     Instant::now() < deadline,
                     "the worker (process {}) did not end within {END:?}; kill it if need be, its cache survives that",
-                    told.unwrap_or_default()
+                    told.map_or_else(|| "unknown".into(), |process| process.to_string())
                 );
                 std::thread::sleep(Duration::from_millis(50));
                 file = held;
@@ -96,12 +98,53 @@ fn path_of(identity: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn number(mut file: File) -> Option<i32> {
-    use std::io::Seek;
+/// Who wrote into the lock's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Holder {
+    process: i32,
+    /// When it was started, in the kernel's ticks since the boot: with the number it means one process.
+    start: u64,
+}
+
+fn holder(mut file: File) -> Option<Holder> {
     let mut text = String::new();
     file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok().filter(|number| *number > 0)
+    let (process, start) = text.trim().split_once(' ')?;
+    Some(Holder { process: process.parse().ok().filter(|number| *number > 0)?, start: start.parse().ok()? })
+}
+
+/// When a process was started (field 22 of its stat); none when there is none of this number.
+fn start_of(process: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is a name in brackets that may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A process that cannot be taken for another one that gets its number.
+struct Running(OwnedFd);
+
+impl Running {
+    /// The holder, if it still runs.
+    fn find(holder: &Holder) -> Option<Self> {
+        // SAFETY: the call takes two numbers and gives a new descriptor or an error.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, holder.process, 0) };
+        let descriptor = Errno::result(descriptor).ok()?;
+        // SAFETY: the kernel has just given this descriptor to nobody else.
+        let running = Self(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(descriptor).ok()?) });
+        // Asked for after the descriptor was had, so that what is compared is the process of the descriptor, or it has ended.
+        (start_of(holder.process) == Some(holder.start)).then_some(running)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is open, and without a siginfo there is no memory to read.
+        let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as i32, none, 0) };
+        match Errno::result(sent) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -119,5 +162,24 @@ mod tests {
         drop(held);
         assert!(stop(&identity).unwrap_err().to_string().contains("no worker runs"));
         ProcessLock::take(&identity).unwrap();
+    }
+
+    #[test]
+    fn another_process_with_the_number_is_not_signalled() {
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = i32::try_from(other.id()).unwrap();
+        let start = start_of(process).unwrap();
+        assert!(Running::find(&Holder { process, start: start + 1 }).is_none());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, format!("{process} {start}")).unwrap();
+        let found = holder(File::open(&path).unwrap()).unwrap();
+        Running::find(&found).unwrap().signal(Signal::SIGTERM).unwrap();
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(other.wait().unwrap().signal(), Some(libc::SIGTERM));
+        assert!(Running::find(&found).is_none());
+        // What an older version wrote names nobody for certain.
+        std::fs::write(&path, process.to_string()).unwrap();
+        assert_eq!(holder(File::open(&path).unwrap()), None);
     }
 }

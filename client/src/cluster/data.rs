@@ -2,40 +2,38 @@
 //!
 //! Invariants:
 //! - a payload is handed on only after its checksum was verified;
-//! - memory is bounded: bytes asked for and not yet consumed never exceed a limit for each connection;
+//! - memory is bounded: bytes asked for and not yet consumed never exceed a limit for each connection, and a worker that
+//!   sends what was not asked for loses its connection ([`request`]);
 //! - requests under way never exceed what the worker allows ([`Message::Welcome`]), those that were given up here and that
 //!   the worker still answers included; pings are not counted, so that they always get through;
-//! - a worker that stands still is noticed: when nothing arrives for [`SILENCE`] it is pinged, and when even that brings
-//!   nothing the connection is given up. A worker that waits for a slow storage answers pings and is waited for.
+//! - a worker that stands still is noticed: when nothing arrives for [`SILENCE`], of whatever request, it is pinged, and
+//!   when even that brings nothing the connection is given up. A worker that waits for a slow storage answers pings and is
+//!   waited for.
+
+mod buffers;
+mod request;
 
 use common::{
     Attr, Error, ErrorKind, Result, UfsPath,
+    attr::process_owner,
     tls::ClientTls,
-    wire::{self, DATA_PREFIX, FrameReader, Kind, Message, Socket},
+    wire::{self, FrameReader, Message, Socket, peer},
 };
 use lru::LruCache;
 use parking_lot::Mutex;
+use request::{Arrival, Request, Shared};
 use std::{
-    collections::HashMap,
     num::NonZeroUsize,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::AbortHandle,
-};
+use tokio::{sync::OwnedSemaphorePermit, task::AbortHandle};
 use ufs::ReadSink;
 
 /// After so long without a frame the worker is asked whether it is there; after as long again it is given up.
 pub const SILENCE: Duration = Duration::from_secs(1);
-/// Bytes asked for and not yet consumed, for each connection.
-const WINDOW: usize = 64 << 20;
 /// Bytes asked for by one request.
 const REQUEST: u64 = 8 << 20;
 /// Requests under way on one connection, whatever more a worker would allow.
@@ -65,12 +63,8 @@ pub struct Dial<'d> {
     pub patience: Duration,
     /// TLS, for connections over the network.
     pub tls: Option<&'d ClientTls>,
-}
-
-/// What arrives for a request.
-enum Arrival {
-    Data { offset: u64, last: bool, bytes: Vec<u8> },
-    Message(Message, Option<OwnedFd>),
+    /// Users whose domain sockets are trusted, beside root and this process's own.
+    pub owners: &'d [u32],
 }
 
 /// A connection. Shared by `Arc`; ends when dropped.
@@ -79,31 +73,6 @@ pub struct DataConnection {
     reader: AbortHandle,
     handles: Mutex<LruCache<FileKey, u32>>,
     patience: Duration,
-}
-
-struct Shared {
-    socket: Arc<Socket>,
-    sending: tokio::sync::Mutex<()>,
-    waiting: Mutex<HashMap<u32, Waiting>>,
-    next: AtomicU32,
-    window: Arc<Semaphore>,
-    /// Requests that may be under way; none before the worker has said how many.
-    slots: Arc<Semaphore>,
-    /// Why the connection ended.
-    end: Mutex<Option<Error>>,
-    broken: AtomicBool,
-    started: Instant,
-    /// Milliseconds after `started` at which the last frame arrived.
-    heard: AtomicU64,
-    outstanding: AtomicU64,
-}
-
-/// A request whose answer has not come, or not all of it.
-struct Waiting {
-    /// None: nobody waits for it any more.
-    sender: Option<mpsc::UnboundedSender<Arrival>>,
-    /// Held until the worker has answered; pings have none.
-    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl DataConnection {
@@ -129,29 +98,27 @@ impl DataConnection {
         let connect = tokio::net::UnixStream::connect(path);
         let stream =
             within(SILENCE * 2, &what, async { connect.await.map_err(|error| unavailable(&what, error)) }).await?;
+        let (pid, uid, _) = peer(stream.as_fd())?;
+        if !is_trusted(uid, process_owner().0, dial.owners) {
+            return Err(Error::new(
+                ErrorKind::PermissionDenied,
+                format!(
+                    "{what}: process {pid} of user {uid} listens there, who is neither root nor this process's user; \
+                     if that is the worker, add {uid} to alluxio.user.domain.socket.trusted.uids"
+                ),
+            ));
+        }
         let stream = stream.into_std().map_err(|error| Error::io(&what, error))?;
         Self::begin(Socket::domain(stream, SILENCE * 5)?, &what, dial).await
     }
 
     async fn begin(socket: Socket, what: &str, dial: Dial<'_>) -> Result<Self> {
         let socket = Arc::new(socket);
-        let shared = Arc::new(Shared {
-            socket: socket.clone(),
-            sending: tokio::sync::Mutex::new(()),
-            waiting: Mutex::default(),
-            next: AtomicU32::new(1),
-            window: Arc::new(Semaphore::new(WINDOW >> 10)),
-            slots: Arc::new(Semaphore::new(0)),
-            end: Mutex::new(None),
-            broken: AtomicBool::new(false),
-            started: Instant::now(),
-            heard: AtomicU64::new(0),
-            outstanding: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::over(socket.clone()));
         let reader = tokio::spawn({
             let shared = shared.clone();
             async move {
-                let error = match receive(&shared, FrameReader::new(socket)).await {
+                let error = match request::receive(&shared, FrameReader::new(socket)).await {
                     Ok(()) => Error::new(ErrorKind::Unavailable, "the worker ended the connection"),
                     Err(error) => error,
                 };
@@ -179,12 +146,12 @@ impl DataConnection {
 
     /// Whether it can still be used.
     pub fn is_usable(&self) -> bool {
-        !self.shared.broken.load(Ordering::Acquire)
+        !self.shared.is_broken()
     }
 
     /// Bytes asked for and not yet arrived.
     pub fn outstanding(&self) -> u64 {
-        self.shared.outstanding.load(Ordering::Relaxed)
+        self.shared.outstanding()
     }
 
     /// Whether it is a domain socket.
@@ -243,8 +210,7 @@ impl DataConnection {
                 .acquire_many_owned(units)
                 .await
                 .map_err(|_| Error::new(ErrorKind::Unavailable, "the connection is closed"))?;
-            let request = Request::start(&self.shared, Some(self.slot().await?));
-            let mut request = request.with_bytes(length);
+            let mut request = Request::start(&self.shared, Some(self.slot().await?), length);
             request.send(&Message::Read { handle, offset, length: length as u32 }).await?;
             loop {
                 match request.next(self.patience).await? {
@@ -321,7 +287,7 @@ impl DataConnection {
                 if let Some((other, old)) = evicted
                     && (other != *key || old != handle)
                 {
-                    Request::start(&self.shared, None).send(&Message::Close { handle: old }).await?;
+                    self.shared.close_handle(old);
                 }
                 Ok(handle)
             }
@@ -345,7 +311,7 @@ impl DataConnection {
         message: &Message,
         slot: Option<OwnedSemaphorePermit>,
     ) -> Result<(Message, Option<OwnedFd>)> {
-        let mut request = Request::start(&self.shared, slot);
+        let mut request = Request::start(&self.shared, slot, 0);
         request.send(message).await?;
         match request.next(self.patience).await? {
             Arrival::Message(message, descriptor) => Ok((message, descriptor)),
@@ -370,13 +336,7 @@ impl DataConnection {
                         format!("the worker finished none of the requests under way for {:?}", self.patience),
                     ));
                 }
-                Err(_) if self.shared.silent_for() >= SILENCE => {
-                    if let Err(error) = self.ping().await {
-                        self.shared.end(error.clone());
-                        return Err(error);
-                    }
-                }
-                Err(_) => {}
+                Err(_) => self.shared.look().await?,
             }
         }
     }
@@ -389,208 +349,9 @@ impl Drop for DataConnection {
     }
 }
 
-/// One request and the answers to it. When it is dropped before its answer is complete the answer is skipped, and its slot
-/// stays taken until then: the worker is still at work.
-struct Request<'c> {
-    shared: &'c Arc<Shared>,
-    number: u32,
-    arrivals: mpsc::UnboundedReceiver<Arrival>,
-    outstanding: u64,
-}
-
-impl<'c> Request<'c> {
-    fn start(shared: &'c Arc<Shared>, slot: Option<OwnedSemaphorePermit>) -> Self {
-        let number = shared.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, arrivals) = mpsc::unbounded_channel();
-        shared.waiting.lock().insert(number, Waiting { sender: Some(sender), slot });
-        Self { shared, number, arrivals, outstanding: 0 }
-    }
-
-    fn with_bytes(mut self, bytes: u64) -> Self {
-        self.outstanding = bytes;
-        self.shared.outstanding.fetch_add(bytes, Ordering::Relaxed);
-        self
-    }
-
-    fn consumed(&mut self, bytes: Vec<u8>) {
-        let count = (bytes.len() as u64).min(self.outstanding);
-        self.outstanding -= count;
-        self.shared.outstanding.fetch_sub(count, Ordering::Relaxed);
-        buffers::give_back(bytes);
-    }
-
-    async fn send(&self, message: &Message) -> Result<()> {
-        if self.shared.broken.load(Ordering::Acquire) {
-            return Err(self.shared.ended());
-        }
-        let frame = message.encode(self.number)?;
-        let _turn = self.shared.sending.lock().await;
-        let mut whole = Whole { shared: self.shared, sent: false };
-        self.shared.socket.send(&[&frame]).await?;
-        whole.sent = true;
-        Ok(())
-    }
-
-    /// The next answer. Fails when the connection ends, when the worker stands still, or when there is no progress for
-    /// `patience` though it is alive.
-    async fn next(&mut self, patience: Duration) -> Result<Arrival> {
-        let begun = Instant::now();
-        let mut pinged = None;
-        loop {
-            match tokio::time::timeout(SILENCE, self.arrivals.recv()).await {
-                // The answer to the ping below, which goes under this request's number.
-                Ok(Some(Arrival::Message(Message::Pong, _))) if pinged.take().is_some() => continue,
-                Ok(Some(arrival)) => return Ok(arrival),
-                Ok(None) => return Err(self.shared.ended()),
-                Err(_) => {}
-            }
-            if begun.elapsed() > patience {
-                return Err(Error::new(ErrorKind::TimedOut, format!("the worker gave nothing for {patience:?}")));
-            }
-            if self.shared.silent_for() < SILENCE {
-                pinged = None;
-            } else if pinged.is_none() {
-                pinged = Some(());
-                self.send(&Message::Ping).await?;
-            } else {
-                let error = Error::new(ErrorKind::Unavailable, "the worker stands still");
-                self.shared.end(error.clone());
-                return Err(error);
-            }
-        }
-    }
-}
-
-/// A frame of which only a part was sent ends the connection: what followed would be taken for its rest.
-struct Whole<'c> {
-    shared: &'c Shared,
-    sent: bool,
-}
-
-impl Drop for Whole<'_> {
-    fn drop(&mut self) {
-        if !self.sent {
-            self.shared.end(Error::new(ErrorKind::Unavailable, "a request could not be sent as a whole"));
-        }
-    }
-}
-
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
-        {
-            let mut waiting = self.shared.waiting.lock();
-            match waiting.get_mut(&self.number) {
-                Some(answer) if answer.slot.is_some() => answer.sender = None,
-                Some(_) => drop(waiting.remove(&self.number)),
-                None => {}
-            }
-        }
-        self.shared.outstanding.fetch_sub(self.outstanding, Ordering::Relaxed);
-        while let Ok(arrival) = self.arrivals.try_recv() {
-            if let Arrival::Data { bytes, .. } = arrival {
-                buffers::give_back(bytes);
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn silent_for(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.heard.load(Ordering::Relaxed)))
-    }
-
-    fn hear(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now, Ordering::Relaxed);
-    }
-
-    fn deliver(&self, request: u32, arrival: Arrival) {
-        let last = match &arrival {
-            Arrival::Data { last, .. } => *last,
-            // Requests that wait for long ping under their own number.
-            Arrival::Message(message, _) => *message != Message::Pong,
-        };
-        let mut waiting = self.waiting.lock();
-        let Some(answer) = waiting.get(&request) else { return };
-        let slotted = answer.slot.is_some();
-        if let Some(sender) = &answer.sender {
-            // Whoever waited may be gone this very moment.
-            let _ = sender.send(arrival);
-        } else if let Arrival::Data { bytes, .. } = arrival {
-            buffers::give_back(bytes);
-        }
-        if last && slotted {
-            waiting.remove(&request);
-        }
-    }
-
-    /// Ends the connection; the first reason counts. Wakes everybody who waits.
-    fn end(&self, error: Error) {
-        self.end.lock().get_or_insert(error);
-        self.broken.store(true, Ordering::Release);
-        self.slots.close();
-        self.waiting.lock().clear();
-    }
-
-    fn ended(&self) -> Error {
-        match &*self.end.lock() {
-            Some(error) => Error::new(ErrorKind::Unavailable, format!("the connection ended: {error}")),
-            None => Error::new(ErrorKind::Unavailable, "the connection ended"),
-        }
-    }
-}
-
-async fn receive(shared: &Shared, mut reader: FrameReader) -> Result<()> {
-    while let Some(header) = reader.header().await? {
-        shared.hear();
-        if header.kind != Kind::Data {
-            let message = reader.message(&header).await?;
-            let descriptor = (message == Message::Exported).then(|| reader.descriptor()).flatten();
-            shared.deliver(header.request, Arrival::Message(message, descriptor));
-            continue;
-        }
-        let prefix = reader.data_prefix(&header).await?;
-        let mut bytes = buffers::take(header.length as usize - DATA_PREFIX);
-        reader.fill(&mut bytes).await?;
-        shared.hear();
-        if crc32c::crc32c(&bytes) != prefix.checksum {
-            let error = Error::new(ErrorKind::Corrupt, "bytes changed on the way from the worker");
-            shared.deliver(header.request, Arrival::Message(wire::failure_of(&error), None));
-            buffers::give_back(bytes);
-            continue;
-        }
-        shared.deliver(header.request, Arrival::Data { offset: prefix.offset, last: prefix.last, bytes });
-    }
-    Ok(())
-}
-
-/// Receive buffers kept for reuse: fresh memory of this size would cost page faults each time.
-mod buffers {
-    use parking_lot::Mutex;
-
-    /// 16 MiB at most with the usual pieces.
-    const KEPT: usize = 16;
-    const LARGEST: usize = 1 << 20;
-    static IDLE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-    pub fn take(length: usize) -> Vec<u8> {
-        let mut buffer = IDLE.lock().pop().unwrap_or_default();
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        } else {
-            buffer.truncate(length);
-        }
-        buffer
-    }
-
-    pub fn give_back(buffer: Vec<u8>) {
-        if buffer.capacity() <= LARGEST && buffer.capacity() > 0 {
-            let mut idle = IDLE.lock();
-            if idle.len() < KEPT {
-                idle.push(buffer);
-            }
-        }
-    }
+/// Whether what a process of `uid` gives is taken for the bytes of a worker by one of `own`.
+fn is_trusted(uid: u32, own: u32, others: &[u32]) -> bool {
+    uid == 0 || uid == own || others.contains(&uid)
 }
 
 async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -605,4 +366,16 @@ fn unavailable(what: &str, error: std::io::Error) -> Error {
 
 fn unexpected(what: &str, message: &Message) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{what}: the worker answered with {:?}", message.kind()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_the_own_user_and_those_named_are_taken_for_workers() {
+        assert!(is_trusted(0, 5, &[]) && is_trusted(5, 5, &[]) && is_trusted(7, 5, &[6, 7]));
+        // Root trusts nobody else either.
+        assert!(!is_trusted(8, 5, &[6, 7]) && !is_trusted(8, 0, &[]));
+    }
 }

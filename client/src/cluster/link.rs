@@ -9,6 +9,7 @@ use super::{
     breaker::Breaker,
     changes::{Hub, Subscription},
     data::{DataConnection, Dial, SILENCE},
+    writing::lane::Lane,
 };
 use crate::membership::WorkerEntry;
 use common::{
@@ -57,6 +58,8 @@ pub struct LinkOptions {
     pub patience: Duration,
     /// TLS, for what goes over the network.
     pub tls: Option<ClientTls>,
+    /// Users whose domain sockets are trusted, beside root and this process's own.
+    pub socket_owners: Vec<u32>,
 }
 
 impl LinkOptions {
@@ -70,6 +73,11 @@ impl LinkOptions {
             short_circuit: conf.get(&keys::SHORT_CIRCUIT_ENABLED),
             patience: conf.get(&user::UFS_DEADLINE).min(Duration::from_secs(30)),
             tls: ClientTls::from_conf(conf)?,
+            socket_owners: conf
+                .get(&keys::DOMAIN_SOCKET_OWNERS)
+                .into_iter()
+                .filter_map(|uid| u32::try_from(uid).ok())
+                .collect(),
         })
     }
 }
@@ -90,6 +98,7 @@ pub struct Link {
     /// Hears of changes, from the first call for metadata on.
     subscription: Option<Subscription>,
     channel: Channel,
+    lane: Lane,
 }
 
 impl Link {
@@ -120,12 +129,10 @@ impl Link {
                 .tls_config(tls.rpc(&address.host))
                 .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("TLS with {uri}: {error}")))?;
         }
-        let channel = endpoint
-            .connect_timeout(SILENCE * 2)
-            .http2_keep_alive_interval(SILENCE)
-            .keep_alive_timeout(SILENCE)
-            .tcp_nodelay(true)
-            .connect_lazy();
+        let endpoint = endpoint.connect_timeout(SILENCE * 2);
+        let lane = Lane::new(endpoint.clone(), &options.name);
+        let channel =
+            endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(SILENCE).tcp_nodelay(true).connect_lazy();
         Ok(Arc::new(Self {
             entry,
             options,
@@ -137,6 +144,7 @@ impl Link {
             looking: AtomicBool::new(false),
             subscription: hub.map(Subscription::new),
             channel,
+            lane,
         }))
     }
 
@@ -168,6 +176,11 @@ impl Link {
     /// Bytes asked of it and not yet arrived.
     pub fn outstanding(&self) -> u64 {
         self.current.lock().iter().map(|connection| connection.outstanding()).sum()
+    }
+
+    /// The way to it for changes.
+    pub fn lane(&self) -> &Lane {
+        &self.lane
     }
 
     /// Calls for metadata.
@@ -241,7 +254,11 @@ impl Link {
                     return Ok(connection);
                 }
                 Err(error) => {
-                    tracing::debug!(worker = %self.entry.identity, %error, "not on this host");
+                    if error.kind() == ErrorKind::PermissionDenied {
+                        tracing::warn!(worker = %self.entry.identity, %error, "its domain socket is not used");
+                    } else {
+                        tracing::debug!(worker = %self.entry.identity, %error, "not on this host");
+                    }
                     *self.looked.lock() = Some(Instant::now());
                     self.here.store(here::NO, Ordering::Relaxed);
                 }
@@ -263,6 +280,7 @@ impl Link {
             name: &self.options.name,
             patience: self.options.patience,
             tls: self.options.tls.as_ref(),
+            owners: &self.options.socket_owners,
         }
     }
 

@@ -8,7 +8,7 @@
 
 use super::{
     link::Link,
-    mounted::{ATTEMPTS, Mounted},
+    mounted::{ATTEMPTS, Mounted, remote},
 };
 use async_trait::async_trait;
 use common::{
@@ -63,7 +63,7 @@ impl Entries {
             return Ok(None);
         }
         let failure = match &mut self.source {
-            Source::Storage(listing) => return listing.next().await,
+            Source::Storage(listing) => return next_of(listing).await,
             Source::Worker(stream, link) => match receive(stream, link, &self.mounted).await {
                 Err(error) if is_worker_failure(&error) => error,
                 outcome => return outcome,
@@ -112,8 +112,17 @@ async fn open(
         }
     }
     let mut listing = mounted.direct("list")?.list(path).await?;
-    let first = listing.next().await?;
+    let first = next_of(&mut listing).await?;
     Ok((Source::Storage(listing), first))
+}
+
+/// The next entries of the storage itself.
+async fn next_of(listing: &mut Box<dyn Listing>) -> Result<Option<Vec<DirEntry>>> {
+    let mut batch = listing.next().await?;
+    for attr in batch.iter_mut().flatten().filter_map(|entry| entry.attr.as_mut()) {
+        *attr = Arc::new(remote((**attr).clone()));
+    }
+    Ok(batch)
 }
 
 /// The next entries that a worker sends.

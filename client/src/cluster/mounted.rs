@@ -32,7 +32,7 @@ impl Mounted {
     pub fn new(entry: &MountEntry, view: Arc<View>, options: ClusterOptions, conf: &Conf) -> Result<Self> {
         let uri = UfsUri::parse(&entry.ufs)?;
         let ufs = storage_options(conf, &uri, entry)?;
-        Ok(Self { storage: uri.to_string().into(), uri, view, options, ufs, direct: OnceLock::new() })
+        Ok(Self { storage: uri.text().into(), uri, view, options, ufs, direct: OnceLock::new() })
     }
 
     /// The storage's URI, as workers are told of it.
@@ -59,7 +59,7 @@ impl Mounted {
                 Err(error) => return Err(error),
             }
         }
-        self.direct("stat")?.stat(path).await
+        self.direct("stat")?.stat(path).await.map(remote)
     }
 
     /// The target of a link, from the owner.
@@ -162,6 +162,8 @@ impl Mounted {
                 Err(error) if is_worker_failure(&error) => {}
                 // Its handles are gone with a restart: the next connection opens anew.
                 Err(error) if error.kind() == ErrorKind::BadHandle => {}
+                // It is the worker that has no room for one more.
+                Err(error) if error.kind() == ErrorKind::TooManyFiles => {}
                 Err(error) => return Err(error),
             }
             if !counting.wants_more {
@@ -203,6 +205,14 @@ impl Mounted {
         owners
     }
 
+    /// Workers that changes of a path may go to: those that are thought to be away too, but last, since a change has no
+    /// other way.
+    pub(super) fn writers(&self, path: &UfsPath) -> Vec<Arc<Link>> {
+        let mut owners = self.view.workers().of(&self.uri.full_path(path), ATTEMPTS);
+        owners.sort_by_key(|link| !link.is_up());
+        owners
+    }
+
     /// Workers to read a segment from: the replicas, those on this host and the least busy first, then the others in ring
     /// order. The first segment belongs to the workers of the file itself.
     fn readers(&self, path: &UfsPath, segment: u64) -> Vec<Arc<Link>> {
@@ -231,6 +241,12 @@ impl Mounted {
         let direct = self.direct.get_or_init(|| ufs::open(&self.uri, &self.ufs));
         direct.as_ref().map_err(Clone::clone)
     }
+}
+
+/// The attributes of a storage that was asked directly, as a worker would have told them: to whoever sits above, a file is
+/// the same whoever told of it.
+pub(super) fn remote(attr: Attr) -> Attr {
+    Attr { local: None, ..attr }
 }
 
 /// Counts what a sink was given, so that another worker can go on from there.

@@ -39,6 +39,15 @@ pub struct State {
     /// Connections by TCP and by the domain socket.
     pub by_tcp: AtomicUsize,
     pub by_domain: AtomicUsize,
+    /// Lets opens be answered, one for each permit.
+    pub open_gate: Semaphore,
+    pub opening: AtomicUsize,
+    /// Handles that were given up.
+    pub closed: AtomicUsize,
+    /// Lengths of the frames that answer a read, the last of them marked, instead of one frame with all of it.
+    pub frames: Mutex<Option<Vec<usize>>>,
+    /// Whether an unasked Pong under the read's own number goes before its answer.
+    pub pongs: std::sync::atomic::AtomicBool,
     /// The names that listings give, in batches; then they end, or fail.
     pub names: Mutex<Vec<Vec<String>>>,
     pub listing_fails: std::sync::atomic::AtomicBool,
@@ -68,6 +77,11 @@ impl FakeWorker {
             pings: AtomicUsize::new(0),
             by_tcp: AtomicUsize::new(0),
             by_domain: AtomicUsize::new(0),
+            open_gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            opening: AtomicUsize::new(0),
+            closed: AtomicUsize::new(0),
+            frames: Mutex::default(),
+            pongs: false.into(),
             names: Mutex::default(),
             listing_fails: false.into(),
             listings: AtomicUsize::new(0),
@@ -146,7 +160,21 @@ async fn serve(state: Arc<State>, socket: Socket) {
                 state.pings.fetch_add(1, Ordering::SeqCst);
                 Message::Pong
             }
-            Message::Open { .. } => Message::Opened { handle: 1 },
+            Message::Open { .. } => {
+                let (state, socket, sending) = (state.clone(), socket.clone(), sending.clone());
+                tokio::spawn(async move {
+                    state.opening.fetch_add(1, Ordering::SeqCst);
+                    state.open_gate.acquire().await.unwrap().forget();
+                    let opened = Message::Opened { handle: 1 }.encode(header.request).unwrap();
+                    let _turn = sending.lock().await;
+                    let _ = socket.send(&[&opened]).await;
+                });
+                continue;
+            }
+            Message::Close { .. } => {
+                state.closed.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
             Message::Read { offset, length, .. } => {
                 let reading = state.reading.fetch_add(1, Ordering::SeqCst) + 1;
                 state.most.fetch_max(reading, Ordering::SeqCst);
@@ -154,11 +182,21 @@ async fn serve(state: Arc<State>, socket: Socket) {
                 tokio::spawn(async move {
                     state.gate.acquire().await.unwrap().forget();
                     let bytes: Vec<u8> = (offset..offset + u64::from(length)).map(byte_at).collect();
-                    let prefix = DataPrefix { offset, checksum: crc32c::crc32c(&bytes), last: true };
                     state.reading.fetch_sub(1, Ordering::SeqCst);
                     state.reads.fetch_add(1, Ordering::SeqCst);
+                    let lengths = state.frames.lock().unwrap().clone().unwrap_or_else(|| vec![bytes.len()]);
                     let _turn = sending.lock().await;
-                    let _ = socket.send(&[&prefix.encode(header.request, bytes.len()), &bytes]).await;
+                    if state.pongs.load(Ordering::SeqCst) {
+                        let _ = socket.send(&[&Message::Pong.encode(header.request).unwrap()]).await;
+                    }
+                    let mut at = 0;
+                    for (number, length) in lengths.iter().copied().enumerate() {
+                        let piece: Vec<u8> = (at..at + length as u64).map(|at| byte_at(offset + at)).collect();
+                        let last = number + 1 == lengths.len();
+                        let prefix = DataPrefix { offset: offset + at, checksum: crc32c::crc32c(&piece), last };
+                        let _ = socket.send(&[&prefix.encode(header.request, length), &piece]).await;
+                        at += length as u64;
+                    }
                 });
                 continue;
             }

@@ -27,7 +27,7 @@ async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 fn dial(worker: &FakeWorker) -> Dial<'static> {
-    Dial { worker: worker.entry.identity.identifier, name: "a test", patience: LIMIT, tls: None }
+    Dial { worker: worker.entry.identity.identifier, name: "a test", patience: LIMIT, tls: None, owners: &[] }
 }
 
 fn file() -> (FileKey, Attr) {
@@ -94,7 +94,13 @@ async fn a_read_that_was_given_up_counts_until_the_worker_has_answered_it() {
 async fn a_worker_whose_domain_socket_comes_later_is_found_on_this_host() {
     let dir = tempfile::tempdir().unwrap();
     let mut worker = FakeWorker::start(1, Some(&dir.path().join("socket"))).await;
-    let options = LinkOptions { name: "a test".into(), short_circuit: true, patience: LIMIT, tls: None };
+    let options = LinkOptions {
+        name: "a test".into(),
+        short_circuit: true,
+        patience: LIMIT,
+        tls: None,
+        socket_owners: Vec::new(),
+    };
     let link = Link::new(worker.entry.clone(), options).unwrap();
     let first = within("a connection", link.data(0)).await.unwrap();
     assert!(!first.is_domain() && !link.is_here() && !link.may_be_here());
@@ -124,7 +130,13 @@ async fn another_worker_at_the_same_address_is_not_taken_for_this_one() {
     other.listen_domain();
     // As on hosts that all have their domain socket at the same path.
     let worker = FakeWorker::start(1, Some(&socket)).await;
-    let options = LinkOptions { name: "a test".into(), short_circuit: true, patience: LIMIT, tls: None };
+    let options = LinkOptions {
+        name: "a test".into(),
+        short_circuit: true,
+        patience: LIMIT,
+        tls: None,
+        socket_owners: Vec::new(),
+    };
     let link = Link::new(worker.entry.clone(), options).unwrap();
     let connection = within("a connection", link.data(0)).await.unwrap();
     assert!(!connection.is_domain() && !link.is_here());
@@ -135,4 +147,54 @@ async fn another_worker_at_the_same_address_is_not_taken_for_this_one() {
     let refused = DataConnection::tcp("127.0.0.1", port, dial(&worker)).await.err().expect("another worker");
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(refused.message().contains("another worker answers there"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sign_of_life_is_no_answer_to_a_read() {
+    let worker = FakeWorker::start(1, None).await;
+    worker.state.pongs.store(true, Ordering::SeqCst);
+    let connection = connect(&worker).await;
+    assert_eq!(within("a read", read(connection.clone(), 3)).await.unwrap()[0], byte_at(3));
+    // One that waits for longer than the silence asks, and gets its answer all the same.
+    worker.state.gate.forget_permits(usize::MAX);
+    let slow = tokio::spawn(read(connection.clone(), 9));
+    until("a question", || worker.state.pings.load(Ordering::SeqCst) > 0).await;
+    worker.state.gate.add_permits(1);
+    assert_eq!(within("a slow read", slow).await.unwrap().unwrap()[0], byte_at(9));
+    assert!(connection.is_usable());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_that_nobody_waits_for_any_more_is_closed() {
+    let worker = FakeWorker::start(1, None).await;
+    worker.state.open_gate.forget_permits(usize::MAX);
+    let connection = connect(&worker).await;
+    let given_up = tokio::spawn(read(connection.clone(), 0));
+    until("an open", || worker.state.opening.load(Ordering::SeqCst) == 1).await;
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    worker.state.open_gate.add_permits(1);
+    until("the handle to be closed", || worker.state.closed.load(Ordering::SeqCst) == 1).await;
+    worker.state.open_gate.add_permits(1);
+    assert_eq!(within("a read", read(connection, 5)).await.unwrap()[0], byte_at(5));
+    assert_eq!(worker.state.closed.load(Ordering::SeqCst), 1, "one that is used stays open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_sends_what_was_not_asked_for_loses_its_connection() {
+    for (what, frames) in
+        [("no bytes", vec![0, 1000]), ("too many", vec![600, 600]), ("more after all of it", vec![1000, 1])]
+    {
+        let worker = FakeWorker::start(1, None).await;
+        *worker.state.frames.lock().unwrap() = Some(frames);
+        let connection = connect(&worker).await;
+        let _ = within("a read", read(connection.clone(), 0)).await;
+        until(what, || !connection.is_usable()).await;
+        drop(worker);
+    }
+    let worker = FakeWorker::start(1, None).await;
+    *worker.state.frames.lock().unwrap() = Some(vec![1, 999]);
+    let connection = connect(&worker).await;
+    assert_eq!(within("a read", read(connection.clone(), 0)).await.unwrap().len(), 1000);
+    assert!(connection.is_usable());
 }

@@ -91,6 +91,7 @@ static SPECS: &[Spec] = &[
     spec("max_read", "", Effect::Value(&keys::fuse::MAX_REQUEST_SIZE.decl)),
     spec("max_threads", "", Effect::Value(&keys::fuse::THREADS.decl)),
     spec("debug", "", Effect::Fixed(&keys::fuse::LOG_LEVEL.decl, "DEBUG")),
+    spec("writeback", "", Effect::Fixed(&keys::user::WRITEBACK.decl, "true")),
     spec("allow_other", "users", Effect::AllowOther),
     spec("allow_root", "users", Effect::AllowRoot),
     spec("default_permissions", "", Effect::DefaultPermissions),

@@ -12,7 +12,7 @@ use std::{
 use tonic::Status;
 use ufs::{
     UnderStorage,
-    object::writes::{Body, Condition, ObjectWrites},
+    object::writes::{Body, Condition, ListedKey, ObjectWrites},
 };
 
 /// The largest small object, in bytes.
@@ -113,7 +113,7 @@ impl Shelf for Prefix {
         match page.keys.as_slice() {
             [] if objects.find(&self.key(at)?).await.map_err(|error| of(&error))?.is_some() => Ok(Held::Files),
             [] => Ok(Held::Nothing),
-            [(key, ..)] if *key == prefix => Ok(Held::Empty),
+            [only] if only.key == prefix => Ok(Held::Empty),
             _ => Ok(Held::Files),
         }
     }
@@ -134,7 +134,7 @@ impl Shelf for Prefix {
                 return Ok(Step::Done);
             }
             let mut moved = Vec::new();
-            for (key, size, version) in &page.keys {
+            for ListedKey { key, size, version, .. } in &page.keys {
                 let Some(rest) = key.strip_prefix(&from) else { continue };
                 match objects.copy(key, version, *size, &format!("{to}{rest}")).await {
                     Ok(_) => moved.push(key.clone()),
@@ -162,7 +162,7 @@ impl Shelf for Prefix {
             if page.keys.is_empty() {
                 return Ok(Step::Done);
             }
-            let keys: Vec<String> = page.keys.into_iter().map(|(key, ..)| key).collect();
+            let keys: Vec<String> = page.keys.into_iter().map(|listed| listed.key).collect();
             objects.delete_all(&keys).await.map_err(|error| of(&error))?;
             if begin.elapsed() > STEP {
                 return Ok(Step::More);

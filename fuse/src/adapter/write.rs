@@ -152,7 +152,7 @@ impl Adapter {
                 let (fs, data) = (self.fs.clone(), Bytes::copy_from_slice(data));
                 self.drive(async move {
                     let length = data.len() as u64;
-                    let written = fs.write(handle, offset, data, append).await;
+                    let written = fs.write(handle, offset, data, append, drop_set_id).await;
                     reply_write(timer, written.map(|()| length), reply);
                 });
             }

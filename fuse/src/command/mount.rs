@@ -6,6 +6,7 @@ use crate::{
     assemble::{CLUSTER_SCHEME, MountPlan, filesystem},
     session::{
         SessionError,
+        control::Uploads,
         daemonize::{self, Outcome, Reporter, Side},
         kernel::MountRequest,
         mounts, point, process,
@@ -24,7 +25,7 @@ use common::{
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -255,6 +256,7 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         }
         None => (false, "the mount is being taken down".into()),
     };
+    let staging = stage.as_ref().map_or_else(Weak::new, Arc::downgrade);
     let handle = runtime.handle().clone();
     let (telling, told, closing) = (Arc::downgrade(&fs), fs.notices().clone(), fs.notices().clone());
     let (settling, settled) = (runtime.handle().clone(), stage.as_ref().map(Arc::downgrade));
@@ -266,18 +268,24 @@ pub(super) fn served(plan: MountPlan, background: bool) -> common::Result<Served
         passthrough: Arc::new(passthrough),
         web: Box::new(move || serve_metrics(&handle, &plan.conf, background)),
         notify: Box::new(move |notifier| notify::start(telling, told, notifier)),
+        uploads: Arc::new(move || match staging.upgrade() {
+            Some(stage) => Uploads::of(stage.pending()),
+            None => Uploads::default(),
+        }),
         settle: Arc::new(move |limit| match settled.as_ref().and_then(std::sync::Weak::upgrade) {
             Some(stage) => settling.block_on(stage.drain(limit)),
             // What is written elsewhere is there when it is answered.
             None => Ok(()),
         }),
+        closes_itself: stage.is_some(),
         close: Box::new(move || {
             closing.close();
             drop(fs);
-            if let Some(stage) = stage
-                && let Err(error) = runtime.block_on(stage.drain(DRAIN))
-            {
-                tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+            if let Some(stage) = stage {
+                if let Err(error) = runtime.block_on(stage.drain(DRAIN)) {
+                    tracing::error!("{error}; the next mount of this storage on this host goes on with them");
+                }
+                stage.end();
             }
             runtime.shutdown_timeout(Duration::from_secs(5));
         }),

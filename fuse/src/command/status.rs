@@ -2,7 +2,7 @@
 
 use super::{Failure, configuration};
 use crate::session::{
-    control::{self, Question, Status},
+    control::{self, Question, Status, Uploads},
     record::{Found, Record, StateDir},
 };
 use common::conf::keys;
@@ -118,6 +118,7 @@ fn describe(text: &mut String, record: &Record, status: &Status) -> std::fmt::Re
         bytes(status.memory_limit_bytes)
     )?;
     writeln!(text, "  open files   {}", status.open_files)?;
+    describe_uploads(text, &status.uploads)?;
     if let Some(address) = &status.metrics_address {
         writeln!(text, "  metrics      http://{address}/metrics")?;
     }
@@ -125,6 +126,26 @@ fn describe(text: &mut String, record: &Record, status: &Status) -> std::fmt::Re
         writeln!(text, "  log          {}", log.display())?;
     }
     Ok(())
+}
+
+/// What is not in the storage, if there is such.
+fn describe_uploads(text: &mut String, uploads: &Uploads) -> std::fmt::Result {
+    let Uploads { files, bytes: size, failed, list } = uploads;
+    if *files == 0 {
+        return Ok(());
+    }
+    writeln!(text, "  uploads      {files} files of {} are not in the storage yet, {failed} failed", bytes(*size))?;
+    for upload in list {
+        let why = match &upload.error {
+            Some(error) => format!("failed, is tried again: {error}"),
+            None => "open or under way".into(),
+        };
+        writeln!(text, "    {} ({}): {why}", upload.path, bytes(upload.size))?;
+    }
+    match files.saturating_sub(list.len() as u64) {
+        0 => Ok(()),
+        more => writeln!(text, "    and {more} more"),
+    }
 }
 
 /// Bytes in the largest unit of which there is at least one.
@@ -190,6 +211,30 @@ mod tests {
         assert_eq!(json["mounts"][0]["mount_point"], "/m");
         assert_eq!(json["mounts"][0]["state"], "running");
         assert_eq!(json["mounts"][0]["status"]["cache_hit_rate"], 0.5);
+    }
+
+    #[test]
+    fn what_is_not_uploaded_is_named() {
+        let file =
+            |failure| worker::stage::Pending { path: common::UfsPath::parse("d/f").unwrap(), size: 2048, failure };
+        let denied = common::Error::new(common::ErrorKind::PermissionDenied, "access is denied");
+        let at = common::Timestamp { sec: 5, nsec: 0 };
+        let mut pending = vec![file(None); 25];
+        pending.push(file(Some((denied, at))));
+        let status = Status { uploads: Uploads::of(pending), ..Status::default() };
+        let text = in_words(&report(State::Running, Some(status.clone())));
+        for part in [
+            "26 files of 52.0 KiB",
+            "1 failed",
+            "d/f (2.0 KiB): failed, is tried again: access is denied",
+            "and 6 more",
+        ] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+        let json = serde_json::to_value(report(State::Running, Some(status))).unwrap();
+        let first = &json["mounts"][0]["status"]["uploads"]["list"][0];
+        assert_eq!((&first["path"], &first["failed_at"]), (&"/d/f".into(), &5.into()));
+        assert!(!in_words(&report(State::Running, Some(Status::default()))).contains("uploads"));
     }
 
     #[test]

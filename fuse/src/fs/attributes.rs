@@ -29,6 +29,11 @@ impl Fs {
             let attr = self.set_attr_of(&inode, &file, &change)?;
             return Ok(self.changed(&inode, &attr));
         }
+        if let Some(staged) = &staged
+            && let Some(attr) = self.bounded(&inode, staged.set_attr(&change)).await?
+        {
+            return Ok(self.changed(&inode, &attr));
+        }
         if let Some(staged) = staged
             && let Some(size) = change.size.take()
         {

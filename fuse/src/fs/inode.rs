@@ -167,6 +167,19 @@ impl Inode {
     }
 }
 
+impl Drop for Inode {
+    /// Lets go of the directories above one after the other: each inode holds the one above it, and one dropping the next would
+    /// need as much stack as the path is deep.
+    fn drop(&mut self) {
+        let mut above = std::mem::take(&mut self.place.get_mut().names);
+        while let Some(name) = above.pop() {
+            if let Some(mut parent) = Arc::into_inner(name.parent) {
+                above.append(&mut parent.place.get_mut().names);
+            }
+        }
+    }
+}
+
 impl std::fmt::Debug for Inode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Inode({}, {:?})", self.id, self.kind)

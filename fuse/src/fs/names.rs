@@ -6,7 +6,7 @@
 use super::{Entry, Fs, inode::Inode};
 use common::{
     Attr, FileKind, Result, UfsPath,
-    change::{Caller, NewNode, RenameMode},
+    change::{Caller, NewNode, RenameMode, SetAttr},
 };
 use std::sync::Arc;
 
@@ -47,6 +47,7 @@ impl Fs {
                     Ok(attr) => {
                         let linked = (attr.kind, attr.local);
                         let inode = self.inodes.remember(&parent, name, linked, Some(&inode), 1);
+                        self.look_again(&inode).await;
                         return Ok(self.changed(&inode, &attr));
                     }
                     Err(error) => (existing, error),
@@ -69,7 +70,9 @@ impl Fs {
         let path = self.child(&parent, name)?;
         let last = self.last_seen(&parent, name, &path);
         self.bounded(&parent, changes.remove_file(&path)).await?;
-        self.removed(&parent, name, last);
+        if let Some(inode) = self.removed(&parent, name, last) {
+            self.look_again(&inode).await;
+        }
         Ok(())
     }
 
@@ -99,9 +102,18 @@ impl Fs {
         Some(Arc::new(attr))
     }
 
-    fn removed(&self, parent: &Arc<Inode>, name: &[u8], last: Option<Arc<Attr>>) {
-        if let Some(inode) = self.inodes.remove(parent, name) {
-            self.lost(&inode, last);
+    fn removed(&self, parent: &Arc<Inode>, name: &[u8], last: Option<Arc<Attr>>) -> Option<Arc<Inode>> {
+        let inode = self.inodes.remove(parent, name)?;
+        self.lost(&inode, last);
+        Some(inode)
+    }
+
+    /// Has the handle of a file that is open elsewhere learn how many names it has now.
+    async fn look_again(&self, inode: &Arc<Inode>) {
+        let staged = inode.state.lock().open.as_ref().and_then(|shared| shared.staged.clone());
+        if let Some(staged) = staged {
+            // The change itself is made; what it does not learn now it learns with the next call.
+            let _ = self.bounded(inode, staged.set_attr(&SetAttr::default())).await;
         }
     }
 
@@ -141,6 +153,7 @@ impl Fs {
         }
         if let Some(beaten) = &beaten {
             self.lost(beaten, last);
+            self.look_again(beaten).await;
         }
         Ok(())
     }

@@ -70,6 +70,13 @@ impl Fs {
         let first = if inode.local.is_some() { flags & !libc::O_TRUNC } else { flags };
         let wanted = Wanted { flags, caller, new: false };
         loop {
+            if let Some(staged) = self.shared_handle(&inode) {
+                if flags & libc::O_TRUNC != 0 {
+                    self.bounded(&inode, staged.truncate(0)).await?;
+                    self.lose_set_id(&inode, &staged, caller).await?;
+                }
+                return self.conclude_staged(&inode, staged, flags);
+            }
             if let Some(file) = self.reopened(&inode, first) {
                 return self.conclude_local(&inode, file?, &wanted, registrar);
             }
@@ -121,6 +128,26 @@ impl Fs {
                 Err(error)
             }
         }
+    }
+
+    /// The handle that is open already, when it serves further opens.
+    fn shared_handle(&self, inode: &Inode) -> Option<Arc<dyn WriteHandle>> {
+        let staged = inode.state.lock().open.as_ref().and_then(|shared| shared.staged.clone())?;
+        staged.is_shared().then_some(staged)
+    }
+
+    /// Takes set-id bits from a file whose bytes this user changed.
+    async fn lose_set_id(&self, inode: &Arc<Inode>, staged: &Arc<dyn WriteHandle>, caller: Caller) -> Result<()> {
+        if loses_set_id(caller) { self.drop_set_id(inode, &**staged).await } else { Ok(()) }
+    }
+
+    async fn drop_set_id(&self, inode: &Arc<Inode>, staged: &dyn WriteHandle) -> Result<()> {
+        const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+        if staged.attr().mode & SET_ID == 0 {
+            return Ok(());
+        }
+        let change = SetAttr { drop_set_id: true, ..SetAttr::default() };
+        self.bounded(inode, staged.set_attr(&change)).await.map(drop)
     }
 
     /// Frees the name of an object that is being read: who writes it does so under another inode, since what the readers
@@ -247,6 +274,8 @@ impl Fs {
                 Some(shared) => {
                     shared.handles += 1;
                     shared.writers += writers;
+                    // The newest is the one that is known to work.
+                    shared.staged = Some(staged.clone());
                 }
                 none => {
                     *none = Some(Box::new(Shared {
@@ -316,18 +345,18 @@ impl Fs {
         Some(written.map_err(|errno| failed(&handle.inode, errno)))
     }
 
-    /// Writes through the handle's worker.
+    /// Writes through the handle's worker; the flags as of [`write_now`](Self::write_now).
     ///
     /// # Errors
     /// Whatever the storage says; `NoSpace` when the stage is full.
-    pub async fn write(&self, handle: u64, offset: u64, data: Bytes, append: bool) -> Result<()> {
+    pub async fn write(&self, handle: u64, offset: u64, data: Bytes, append: bool, drop_set_id: bool) -> Result<()> {
         let handle = self.files.get(handle)?;
         let Content::Staged(staged) = &handle.content else { return Err(read_only_handle(&handle.inode)) };
         let length = data.len() as u64;
         let work = async { if append { staged.append(data).await } else { staged.write(offset, data).await } };
         self.bounded(&handle.inode, work).await?;
         metrics().fuse_write_bytes.inc_by(length);
-        Ok(())
+        if drop_set_id { self.drop_set_id(&handle.inode, &**staged).await } else { Ok(()) }
     }
 
     /// What close(2) promises, for one descriptor of a handle.
@@ -337,6 +366,7 @@ impl Fs {
     pub async fn flush(&self, id: u64, handle: u64) -> Result<()> {
         let (inode, target) = self.target(id, handle)?;
         match target {
+            Target::Staged(staged) if staged.keeps_deadlines() => staged.flush().await,
             Target::Staged(staged) => self.bounded(&inode, staged.flush()).await,
             Target::Local(file) if self.files.get(handle)?.writes => {
                 self.on_thread(&inode, move || Ok(ufs::local::close_once(&file)?)).await
@@ -353,6 +383,7 @@ impl Fs {
         let sync = move |file: &File| if data_only { file.sync_data() } else { file.sync_all() };
         let (inode, target) = self.target(id, handle)?;
         match target {
+            Target::Staged(staged) if staged.keeps_deadlines() => staged.sync(data_only).await,
             Target::Staged(staged) => self.bounded(&inode, staged.sync(data_only)).await,
             Target::Local(file) => self.on_thread(&inode, move || sync(&file)).await,
             // Opened anew: to be told of an error through the file of another handle would take it from that one.
@@ -380,7 +411,10 @@ impl Fs {
         self.changes()?;
         let (inode, target) = self.target(id, handle)?;
         match target {
-            Target::Staged(staged) => self.bounded(&inode, staged.allocate(mode, offset, length)).await,
+            Target::Staged(staged) => {
+                self.bounded(&inode, staged.allocate(mode, offset, length)).await?;
+                self.lose_set_id(&inode, &staged, caller).await
+            }
             Target::Shared(_) | Target::Cached(_) => Err(read_only_handle(&inode)),
             Target::Local(file) => {
                 let allocate = move || {

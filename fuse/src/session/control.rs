@@ -5,15 +5,15 @@
 //! so whoever connects and says nothing delays others by a moment and costs nothing else.
 
 use super::{Result, SessionError, process};
+use common::{handover::short_path, wire::peer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
-    fs::File,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -86,16 +86,62 @@ pub struct Status {
     pub memory_limit_bytes: u64,
     /// Where /metrics is served.
     pub metrics_address: Option<String>,
+    /// What was written and is not in the storage.
+    #[serde(default)]
+    pub uploads: Uploads,
 }
 
-/// A socket's address may have 107 bytes only; by the descriptor of its directory any path will do.
-fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let directory = File::open(parent)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
-    Ok((directory, short))
+/// What was written and is not in the storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uploads {
+    /// Files that are not in the storage as they were written, open ones included.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many of them failed; they are tried again.
+    pub failed: u64,
+    /// The first of them, those that failed before the others.
+    pub list: Vec<Upload>,
+}
+
+/// A file that is not in the storage as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    /// Its path below the mount point.
+    pub path: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+    /// When it failed, in seconds since 1970.
+    pub failed_at: Option<i64>,
+}
+
+impl Uploads {
+    /// Those that are named one by one, so that an answer stays short.
+    pub const NAMED: usize = 20;
+    /// Characters of a path or a reason that are shown.
+    const SHOWN: usize = 600;
+
+    /// Of what a stage says.
+    pub fn of(pending: Vec<worker::stage::Pending>) -> Self {
+        let shorten = |text: String| match text.char_indices().nth(Self::SHOWN) {
+            Some((at, _)) => format!("{}...", &text[..at]),
+            None => text,
+        };
+        let mut uploads = Uploads { files: pending.len() as u64, ..Uploads::default() };
+        let (failed, waiting): (Vec<_>, Vec<_>) = pending.into_iter().partition(|file| file.failure.is_some());
+        uploads.failed = failed.len() as u64;
+        for file in failed.into_iter().chain(waiting) {
+            uploads.bytes += file.size;
+            if uploads.list.len() < Self::NAMED {
+                let failed_at = file.failure.as_ref().map(|(_, at)| at.sec);
+                let error = file.failure.map(|(error, _)| shorten(error.message().to_owned()));
+                uploads.list.push(Upload { path: shorten(file.path.to_string()), size: file.size, error, failed_at });
+            }
+        }
+        uploads
+    }
 }
 
 /// Listens at `path` and answers on a thread of its own until the process ends.
@@ -123,8 +169,8 @@ pub fn serve(path: &Path, answer: impl Fn(Question) -> Answer + Send + 'static) 
 
 fn exchange(stream: &UnixStream, answer: impl Fn(Question) -> Answer) -> io::Result<()> {
     let deadline = Instant::now() + EXCHANGE;
-    let peer = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials)?;
-    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+    let (_, user, _) = peer(stream.as_fd()).map_err(io::Error::other)?;
+    if user != 0 && user != nix::unistd::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let line = read_line(stream, deadline)?;

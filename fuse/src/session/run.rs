@@ -5,7 +5,7 @@
 
 use super::{
     Result, SessionError,
-    control::{self, Answer, LogLevel, Question, Status},
+    control::{self, Answer, LogLevel, Question, Status, Uploads},
     kernel::{self, MountRequest},
     mounts::Device,
     process,
@@ -31,6 +31,8 @@ use std::{
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the rest of the end may take.
 const CLOSING: Duration = Duration::from_secs(10);
+/// The same when uploads are waited for, which end by themselves when they make no progress.
+const UPLOADING: Duration = Duration::from_secs(24 * 3600);
 /// The exit code of an end that a second signal forced.
 pub const FORCED: i32 = 130;
 
@@ -50,10 +52,14 @@ pub struct Served<F> {
     pub web: Box<dyn FnOnce() -> Option<String> + Send>,
     /// Is given what tells the kernel of changes, before any request is taken.
     pub notify: Box<dyn FnOnce(fuser::Notifier) + Send>,
+    /// What was written and is not in the storage.
+    pub uploads: Arc<dyn Fn() -> Uploads + Send + Sync>,
     /// Puts what was written into the storage, within this time. It blocks.
     pub settle: Arc<dyn Fn(Duration) -> common::Result<()> + Send + Sync>,
     /// Closes it all once the session has ended.
     pub close: Box<dyn FnOnce() + Send>,
+    /// Whether closing ends by itself, however long what is to be uploaded takes.
+    pub closes_itself: bool,
 }
 
 /// How to run a mount.
@@ -130,6 +136,7 @@ fn take_signals(teardown: &Arc<Teardown>, up: &Arc<AtomicBool>, events: mpsc::Se
 struct Running {
     device: Device,
     close: Box<dyn FnOnce() + Send>,
+    closing: Duration,
 }
 
 fn start<F: fuser::Filesystem + Send + 'static>(
@@ -151,7 +158,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
             ))
         })?
         .map_err(|error| SessionError::refused(error.message()))?;
-    let Served { filesystem, threads, read_only, look, passthrough, web, notify, close, .. } = served;
+    let Served {
+        filesystem, threads, read_only, look, passthrough, web, notify, uploads, close, closes_itself, ..
+    } = served;
+    let closing = if closes_itself { UPLOADING } else { CLOSING };
     let mut request = setup.request.clone();
     request.read_only |= read_only;
     let (connection, device, created) = teardown.mount(&request)?;
@@ -173,7 +183,10 @@ fn start<F: fuser::Filesystem + Send + 'static>(
     teardown.record(|| {
         let file = state.write(&record)?;
         let answer = move |question| match question {
-            Question::Status => Answer::Status(status(begin, &passthrough, metrics_address.clone())),
+            Question::Status => {
+                let status = status(begin, &passthrough, metrics_address.clone());
+                Answer::Status(Status { uploads: uploads(), ..status })
+            }
             Question::LogLevel { name, level } => Answer::LogLevel(LogLevel::set(&name, &level)),
         };
         control::serve(file.socket(), answer)?;
@@ -196,7 +209,7 @@ fn start<F: fuser::Filesystem + Send + 'static>(
         Ok(Event::Stop) | Err(_) => {}
     }
     match answer {
-        Ok(found) if found.device == device => Ok(Running { device, close }),
+        Ok(found) if found.device == device => Ok(Running { device, close, closing }),
         Ok(_) => Err(SessionError::refused(format!("{point}: something else was mounted there at the same moment"))),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             kernel::abort(device);
@@ -260,6 +273,7 @@ fn status(begin: Instant, passthrough: &Passthrough, metrics_address: Option<Str
         memory_used_bytes: bytes(metrics.budget_used_bytes.get()),
         memory_limit_bytes: bytes(metrics.budget_limit_bytes.get()),
         metrics_address,
+        uploads: Uploads::default(),
     }
 }
 
@@ -284,9 +298,9 @@ fn serve(setup: &Setup, running: Running, teardown: &Teardown, queue: &mpsc::Rec
         }
     }
     let close = running.close;
-    match process::within(CLOSING, close) {
+    match process::within(running.closing, close) {
         Ok(Some(())) => {}
-        _ => tracing::warn!("closing took more than {} s and is left to the end of the process", CLOSING.as_secs()),
+        _ => tracing::warn!("closing took more than {:?} and is left to the end of the process", running.closing),
     }
     if let Err(error) = teardown.finish() {
         tracing::error!("{error}");

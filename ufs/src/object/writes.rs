@@ -93,11 +93,24 @@ pub struct Part {
     pub etag: String,
 }
 
+/// A key as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedKey {
+    /// The whole key.
+    pub key: String,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Its version.
+    pub version: Version,
+    /// When it was stored.
+    pub modified: Timestamp,
+}
+
 /// Some keys below a prefix, in order.
 #[derive(Debug, Clone, Default)]
 pub struct KeyPage {
-    /// Keys, with the size and the version of each.
-    pub keys: Vec<(String, u64, Version)>,
+    /// The keys.
+    pub keys: Vec<ListedKey>,
     /// What brings the page after it; none at the end.
     pub next: Option<String>,
 }
@@ -142,6 +155,9 @@ pub trait ObjectWrites: Send + Sync {
     /// Writes an object in one piece.
     async fn put(&self, key: &str, body: &Body, metadata: &Metadata, condition: &Condition) -> Result<Stored>;
 
+    /// Asks whether an object may be written at `key`, without writing one. Fails as a write would.
+    async fn may_write(&self, key: &str) -> Result<()>;
+
     /// Begins an upload in parts, and names it.
     async fn begin(&self, key: &str, metadata: &Metadata) -> Result<String>;
 
@@ -170,6 +186,10 @@ pub trait ObjectWrites: Send + Sync {
 
     /// Removes an object; one that is not there is no error.
     async fn delete(&self, key: &str) -> Result<()>;
+
+    /// Removes an object of this version (else `Stale`); one that is not there is no error. Between looking and removing a
+    /// service that knows no conditions leaves a moment.
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()>;
 
     /// Removes objects, any number. Fails when one of them stayed.
     async fn delete_all(&self, keys: &[String]) -> Result<()>;

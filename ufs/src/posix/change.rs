@@ -218,4 +218,6 @@ impl Changes for Posix {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

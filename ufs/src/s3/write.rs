@@ -14,7 +14,7 @@ use super::{
     xml::parse_fault,
 };
 use crate::{
-    object::writes::{Body, Condition, Found, KeyPage, Limits, Metadata, ObjectWrites, Part, Stored},
+    object::writes::{Body, Condition, Found, KeyPage, Limits, ListedKey, Metadata, ObjectWrites, Part, Stored},
     observe::observe,
     retry::Attempts,
 };
@@ -42,6 +42,8 @@ const PARALLEL: usize = 16;
 const COPY_PART: u64 = 512 << 20;
 const LIMITS: Limits =
     Limits { part_min: 5 << 20, part_max: 5 << 30, parts: 10_000, object_max: 5 << 40, metadata_max: 2 << 10 };
+/// The metadata by which a copy that was made in parts is recognised.
+const COPIED: &str = "alluxio-copy";
 /// Begins the headers that carry metadata.
 const META: &str = "x-amz-meta-";
 
@@ -172,13 +174,14 @@ impl S3 {
     }
 
     /// What to say of a body that could not be sent. A service that turns a request down before it has taken the body closes
-    /// the connection, and its answer is lost with it; a request without a body brings the answer.
+    /// the connection, and its answer is lost with it. The beginning of an upload needs the same permission and has no body,
+    /// so it brings the answer.
     async fn verdict(&self, key: &str, error: Error) -> Error {
         if error.kind() != ErrorKind::Unavailable {
             return error;
         }
-        match tokio::time::timeout(VERDICT, self.get(key, 1)).await {
-            Ok(Err(why)) if why.kind() == ErrorKind::PermissionDenied => why,
+        match tokio::time::timeout(VERDICT, self.may_write(key)).await {
+            Ok(Err(why)) if why.kind() != ErrorKind::Unavailable => why,
             _ => error,
         }
     }
@@ -330,7 +333,8 @@ impl S3 {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{what}: there is no such object")))?;
         let mut metadata = found.metadata;
         let mark = format!("{:032x}", rand::random::<u128>());
-        metadata.insert("alluxio-upload".to_owned(), mark.clone());
+        // The mark of its own upload, if it has one, says still whose bytes these are.
+        metadata.insert(COPIED.to_owned(), mark.clone());
         let upload = self.begin(to, &metadata).await?;
         let step = COPY_PART.max(size.div_ceil(u64::from(LIMITS.parts)));
         let numbers = (0..size.div_ceil(step)).map(|at| {
@@ -343,7 +347,7 @@ impl S3 {
         });
         let parts: Result<Vec<Part>> = stream::iter(numbers).buffered(PARALLEL).try_collect().await;
         let done = match parts {
-            Ok(parts) => self.complete(to, &upload, &parts, ("alluxio-upload", &mark)).await,
+            Ok(parts) => self.complete(to, &upload, &parts, (COPIED, &mark)).await,
             Err(error) => Err(error),
         };
         if done.is_err()
@@ -442,6 +446,14 @@ impl ObjectWrites for S3 {
             Err(error) => Err(self.verdict(key, error).await),
             done => done,
         }
+    }
+
+    async fn may_write(&self, key: &str) -> Result<()> {
+        let upload = self.begin(key, &Metadata::new()).await?;
+        if let Err(error) = self.abort(key, &upload).await {
+            tracing::debug!("{key}: an upload without parts is left behind: {error}");
+        }
+        Ok(())
     }
 
     async fn begin(&self, key: &str, metadata: &Metadata) -> Result<String> {
@@ -572,6 +584,31 @@ impl ObjectWrites for S3 {
         .await
     }
 
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        let what = self.what("delete", key);
+        let changed = || Error::new(ErrorKind::Stale, format!("{what}: the object changed meanwhile"));
+        observe(UfsOp::Delete, async {
+            match self.client.found(UfsOp::Delete, &what, key).await? {
+                None => return Ok(()),
+                Some(found) if found.version != *version => return Err(changed()),
+                Some(_) => {}
+            }
+            let tag = if_match(version);
+            let request = Request { method: Method::DELETE, key, if_match: tag.as_deref(), ..Default::default() };
+            match self.client.call(UfsOp::Delete, &what, &request, &mut self.client.long(0)).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                // Some services know no condition here.
+                Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidArgument) => {
+                    let request = Request { method: Method::DELETE, key, ..Default::default() };
+                    self.client.call(UfsOp::Delete, &what, &request, &mut self.client.long(0)).await.map(drop)
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
     async fn delete_all(&self, keys: &[String]) -> Result<()> {
         // XML 1.0 has no way to write control characters.
         let (odd, plain): (Vec<&String>, Vec<&String>) = keys.iter().partition(|key| key.contains(char::is_control));
@@ -606,7 +643,7 @@ impl ObjectWrites for S3 {
         let keys = page.objects.into_iter().map(|object| {
             let modified = super::xml::parse_time(&object.modified).unwrap_or_default();
             let version = read::version_of(Some(&object.etag), object.size, modified);
-            (object.key, object.size, version)
+            ListedKey { key: object.key, size: object.size, version, modified }
         });
         let keys = keys.collect();
         let next = page.next.filter(|next| page.truncated && !next.is_empty());

@@ -134,6 +134,48 @@ async fn uploads_in_parts_survive_what_breaks_on_the_way() {
 }
 
 #[tokio::test]
+async fn a_lost_connection_is_explained_by_what_a_write_needs() {
+    let (server, storage) = signed();
+    let objects = objects(&storage);
+    server.fault(Fault::new(Action::ResetRequestAfter(1000)).on(Operation::PutObject).on(Operation::UploadPart));
+    // Who may write and not read lost a connection, and no more.
+    server.fault(Fault::new(Action::Error(403)).on(Operation::GetObject).on(Operation::HeadObject));
+    let put = || async { objects.put("p/x", &pattern(2 * MIB).into(), &Metadata::new(), &Condition::Any).await };
+    let lost = |kind| matches!(kind, ErrorKind::Unavailable | ErrorKind::Io);
+    assert!(lost(put().await.unwrap_err().kind()));
+    let upload = objects.begin("p/x", &marked()).await.unwrap();
+    let part = || async { objects.part("p/x", &upload, 1, &pattern(2 * MIB).into()).await };
+    assert!(lost(part().await.unwrap_err().kind()));
+    server.fault(Fault::new(Action::Error(403)).on(Operation::CreateMultipartUpload));
+    assert_eq!(put().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(part().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(objects.may_write("p/x").await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    server.clear_faults();
+    objects.may_write("p/x").await.unwrap();
+    assert_eq!(server.open_uploads(), 1, "only our own");
+    assert_eq!(bytes_of(&server, "p/x"), None);
+}
+
+#[tokio::test]
+async fn only_the_version_that_is_meant_is_removed() {
+    let (server, storage) = signed();
+    let objects = objects(&storage);
+    let put =
+        |text: &'static str| async move { objects.put("p/x", &text.into(), &Metadata::new(), &Condition::Any).await };
+    let old = put("old").await.unwrap().version;
+    let new = put("new").await.unwrap().version;
+    assert_eq!(objects.delete_version("p/x", &old).await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(bytes_of(&server, "p/x").unwrap(), b"new");
+    server.fault(Fault::new(Action::Error(403)).on(Operation::DeleteObject).times(1));
+    assert_eq!(objects.delete_version("p/x", &new).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    // A service that knows no condition here.
+    server.fault(Fault::new(Action::Code(501, "NotImplemented")).on(Operation::DeleteObject).times(1));
+    objects.delete_version("p/x", &new).await.unwrap();
+    assert_eq!(bytes_of(&server, "p/x"), None);
+    objects.delete_version("p/x", &new).await.unwrap();
+}
+
+#[tokio::test]
 async fn parts_are_copied_by_the_service() {
     let (server, storage) = signed();
     let objects = objects(&storage);
@@ -165,7 +207,7 @@ async fn many_keys_are_listed_and_removed() {
     let (mut keys, mut token) = (Vec::new(), None);
     loop {
         let page = objects.keys(&prefix, token.as_deref(), 1000).await.unwrap();
-        keys.extend(page.keys.into_iter().map(|(key, ..)| key));
+        keys.extend(page.keys.into_iter().map(|listed| listed.key));
         token = page.next;
         if token.is_none() {
             break;

@@ -116,6 +116,42 @@ async fn a_walk_in_any_order_over_siblings_costs_a_listing() {
 }
 
 #[tokio::test]
+async fn directories_in_use_that_grew_old_together_are_listed_anew_side_by_side() {
+    let world = world(|options| options.sync_interval = Some(Duration::from_secs(10)));
+    for dir in 0..40 {
+        for file in 0..4 {
+            world.storage.put(&format!("d{dir}/{file}"), "x");
+        }
+    }
+    for dir in 0..40 {
+        names(&world.worker, &format!("d{dir}")).await.unwrap();
+        // In the last ten only one name is looked for.
+        let looked_for = if dir < 30 { 4 } else { 1 };
+        for file in 0..looked_for {
+            assert_eq!(size(&world.worker, &format!("d{dir}/{file}")).await.unwrap(), 1);
+        }
+    }
+    let before = (world.storage.counts().lists(), world.storage.counts().lookups());
+    let each = before.0 / 40;
+    world.clock.advance(Duration::from_secs(10));
+    world.storage.put("d7/2", "longer");
+    assert_eq!(size(&world.worker, "d3/1").await.unwrap(), 1);
+    eventually("the others are listed", || world.storage.counts().lists() - before.0 >= 30 * each).await;
+    eventually("they are known", || world.worker.attr_now(&path("d7/2")).is_some()).await;
+    for dir in 0..30 {
+        let expected = if dir == 7 { 6 } else { 1 };
+        assert_eq!(size(&world.worker, &format!("d{dir}/2")).await.unwrap(), expected);
+    }
+    assert_eq!(
+        world.storage.counts().lists() - before.0,
+        30 * each,
+        "once each, and those that are not in use not at all"
+    );
+    assert_eq!(world.storage.counts().lookups(), before.1);
+    assert!(world.worker.attr_now(&path("d35/0")).is_none(), "what is too old is not given out");
+}
+
+#[tokio::test]
 async fn listings_without_attributes_are_not_made_for_lookups_again() {
     let world = world(|_| {});
     world.storage.set_listing_attrs(false);

@@ -62,7 +62,7 @@ impl Mounted {
                 if fresh.is_file() && !same_version(&fresh, wanted) {
                     return Err(Error::new(
                         ErrorKind::Stale,
-                        format!("{}{path}: the storage has another version by now", self.uri),
+                        format!("{}{path}: the storage has another version by now", redact::uri(&self.uri)),
                     ));
                 }
                 if let Ok(known) = known
@@ -77,13 +77,7 @@ impl Mounted {
         self.open_pages(path, attr)
     }
 
-    /// The file in the version that the storage has.
-    pub async fn open_current(&self, path: &UfsPath) -> Result<Arc<dyn PagedFile>> {
-        let attr = self.worker.attr(path, Freshness::Cached).await?;
-        self.open_pages(path, attr)
-    }
-
-    /// The same with nothing but what the page store has of it.
+    /// The file in the version that the storage has, with nothing but what the page store has of it.
     pub async fn open_stored(&self, path: &UfsPath) -> Result<Arc<dyn PagedFile>> {
         let attr = self.worker.attr(path, Freshness::Cached).await?;
         if !attr.is_file() {
@@ -94,7 +88,7 @@ impl Mounted {
 
     fn no_file(uri: &str, path: &UfsPath, attr: &Attr) -> Error {
         let kind = if attr.is_dir() { ErrorKind::IsADirectory } else { ErrorKind::InvalidArgument };
-        Error::new(kind, format!("{uri}{path} is no regular file"))
+        Error::new(kind, format!("{}{path} is no regular file", redact::uri(uri)))
     }
 
     fn open_pages(&self, path: &UfsPath, attr: Arc<Attr>) -> Result<Arc<dyn PagedFile>> {
@@ -189,7 +183,7 @@ impl Namespace {
     /// # Errors
     /// `Unavailable` when it is not mounted here, or could not be opened: another worker may know it.
     pub async fn find(&self, uri: &str) -> Result<Arc<Mounted>> {
-        let uri = UfsUri::parse(uri)?.to_string();
+        let uri = UfsUri::parse(uri)?.text();
         if let Some(found) = self.mounted.read().get(&uri) {
             return Ok(found.clone());
         }
@@ -259,7 +253,7 @@ impl Namespace {
         for (point, entry) in &table.mounts {
             match UfsUri::parse(&entry.ufs) {
                 Ok(uri) => {
-                    wanted.insert(uri.to_string(), (uri, entry));
+                    wanted.insert(uri.text(), (uri, entry));
                 }
                 Err(error) => tracing::warn!(%error, "mount {point} makes no sense and is not served"),
             }
@@ -317,7 +311,7 @@ impl Namespace {
             prefetch_concurrency: concurrency - concurrency / 4,
             ..ReadOptions::default()
         };
-        let uri: Arc<str> = storage.uri().to_string().into();
+        let uri: Arc<str> = storage.uri().text().into();
         let pages =
             ReadThrough::new(storage.clone(), Some(self.store.clone()), self.pool.clone(), read, self.handle.clone());
         let worker = EmbeddedWorker::new(

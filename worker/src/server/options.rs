@@ -63,6 +63,8 @@ pub struct ServerOptions {
     pub may_move: bool,
     /// Limits of the data server.
     pub limits: Limits,
+    /// Whether it takes changes.
+    pub writes: bool,
     /// What storages and the metadata cache are configured by.
     pub conf: Conf,
 }
@@ -72,6 +74,10 @@ pub struct ServerOptions {
 pub struct Limits {
     /// Connections, over TCP and the domain socket together.
     pub connections: usize,
+    /// Connections for metadata.
+    pub rpc_connections: usize,
+    /// Files that one client may have open for writing.
+    pub writing: usize,
     /// Open handles of one connection.
     pub handles: usize,
     /// Bytes of pages in memory on their way to one connection.
@@ -88,6 +94,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
+            rpc_connections: 16_384,
+            writing: 16_384,
             handles: 4096,
             bytes: 8 << 20,
             patience: Duration::from_secs(30),
@@ -144,6 +152,7 @@ impl ServerOptions {
             },
             failure_timeout: conf.get(&keys::FAILURE_DETECTION_TIMEOUT),
             may_move: conf.get(&keys::K8S_DEPLOYMENT),
+            writes: conf.get(&cluster::CLUSTER_WRITES),
             limits: Limits::default(),
             conf: conf.clone(),
         })

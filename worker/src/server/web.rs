@@ -1,37 +1,16 @@
-//! `/metrics` and `/health` of a worker.
-//!
-//! Invariants: few requests at a time, each with a deadline; a health check answers without asking disk or network.
+//! `/metrics` and `/health` of a worker. A health check answers without asking disk or network.
 
 use super::namespace::Namespace;
-use axum::{
-    Router,
-    extract::{Request, State},
-    http::{StatusCode, header::CONTENT_TYPE},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use common::metrics;
-use std::{sync::Arc, time::Duration};
+use axum::{Router, extract::State, routing::get};
+use std::sync::Arc;
 use store::HealthState;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-/// Requests that are answered at the same time; more are sent away.
-const AT_ONCE: usize = 16;
-/// How long an answer may take.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves until `end`.
 pub async fn serve(listener: TcpListener, namespace: Arc<Namespace>, end: CancellationToken) {
-    let limit = Arc::new(Semaphore::new(AT_ONCE));
-    let router = Router::new()
-        .route("/metrics", get(|| async { ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::metrics().encode()) }))
-        .route("/health", get(health))
-        .with_state(namespace)
-        .layer(middleware::from_fn(move |request, next| bounded(limit.clone(), request, next)));
-    let served = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned());
-    if let Err(error) = served.await {
+    let router = Router::new().route("/health", get(health)).with_state(namespace);
+    if let Err(error) = common::web::serve(listener, router, end.cancelled_owned()).await {
         tracing::warn!(%error, "/metrics ended");
     }
 }
@@ -45,12 +24,4 @@ async fn health(State(namespace): State<Arc<Namespace>>) -> String {
         }
     }
     text
-}
-
-async fn bounded(limit: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = limit.try_acquire() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    match tokio::time::timeout(DEADLINE, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
-    }
 }

@@ -173,15 +173,15 @@ struct Loaded {
     entries: Arc<Entries>,
     version: Option<Version>,
     at: Moment,
+    /// Counts what was learnt of the directory: who asked before takes nothing back.
+    learnt: u64,
 }
 
 #[derive(Default)]
 struct Waiting {
     changes: BTreeMap<String, Option<Entry>>,
-    /// Names it in the journal.
-    id: u64,
-    /// Counts the changes.
-    count: u64,
+    /// Name them in the journal, oldest first; each has one, so that a change costs the same whatever waits with it.
+    ids: Vec<u64>,
 }
 
 /// The attribute objects of one storage.
@@ -192,6 +192,7 @@ pub struct Attributes {
     loaded: Mutex<LruCache<String, Loaded>>,
     waiting: Mutex<HashMap<String, Waiting>>,
     writing: tokio::sync::Mutex<()>,
+    learnt: AtomicU64,
     journal: OnceLock<(Arc<Journal>, Arc<AtomicU64>)>,
 }
 
@@ -205,6 +206,7 @@ impl Attributes {
             loaded: Mutex::new(LruCache::new(remembered)),
             waiting: Mutex::default(),
             writing: tokio::sync::Mutex::new(()),
+            learnt: AtomicU64::new(1),
             journal: OnceLock::new(),
         })
     }
@@ -215,14 +217,11 @@ impl Attributes {
         debug_assert!(first);
     }
 
-    /// Changes that an earlier process did not write.
+    /// Changes that an earlier process did not write; in the order of their identities.
     pub(crate) fn resume(&self, id: u64, prefix: String, changes: BTreeMap<String, Option<Entry>>) {
         let mut waiting = self.waiting.lock();
         let entry = waiting.entry(prefix).or_default();
-        if entry.id == 0 {
-            entry.id = id;
-        }
-        entry.count += 1;
+        entry.ids.push(id);
         entry.changes.extend(changes);
     }
 
@@ -232,10 +231,16 @@ impl Attributes {
 
     /// The entries of a directory; `version`: that of its attribute object as a listing shows it, if one did.
     pub(crate) async fn of(&self, directory: &UfsPath, listed: Option<Option<&Version>>) -> Result<View> {
-        let Some(prefix) = self.prefix(directory) else { return Ok(View::default()) };
+        match self.prefix(directory) {
+            Some(prefix) => self.view(&prefix, listed).await,
+            None => Ok(View::default()),
+        }
+    }
+
+    async fn view(&self, prefix: &str, listed: Option<Option<&Version>>) -> Result<View> {
         let known = {
             let mut loaded = self.loaded.lock();
-            loaded.get(&prefix).and_then(|known| {
+            loaded.get(prefix).and_then(|known| {
                 let good = match listed {
                     Some(version) => known.version.as_ref() == version,
                     None => self.clock.now().since(known.at) < self.age,
@@ -246,34 +251,52 @@ impl Attributes {
         let entries = match (known, listed) {
             (Some(entries), _) => entries,
             // A listing that began before an object was written does not show it; it is asked for, then.
-            (None, Some(None)) if self.loaded.lock().peek(&prefix).is_none_or(|known| known.version.is_none()) => {
-                self.remember(&prefix, Arc::default(), None);
+            (None, Some(None)) if self.loaded.lock().peek(prefix).is_none_or(|known| known.version.is_none()) => {
+                self.remember(prefix, Arc::default(), None);
                 Arc::default()
             }
-            (None, _) => self.load(&prefix).await?.0,
+            (None, _) => self.load(prefix).await?.0,
         };
-        let changes = self.waiting.lock().get(&prefix).map(|waiting| waiting.changes.clone()).unwrap_or_default();
+        let changes = self.waiting.lock().get(prefix).map(|waiting| waiting.changes.clone()).unwrap_or_default();
         Ok(View { entries, changes })
     }
 
     async fn load(&self, prefix: &str) -> Result<(Arc<Entries>, Option<Version>)> {
         let Some(objects) = self.storage.objects() else { return Ok(Default::default()) };
         let key = format!("{prefix}{NAME}");
-        let (entries, version) = match objects.get(&key, LARGEST).await? {
-            None => (Arc::default(), None),
-            Some((bytes, version)) => {
+        let learnt = |loaded: &LruCache<String, Loaded>| loaded.peek(prefix).map(|known| known.learnt);
+        let before = learnt(&self.loaded.lock());
+        let (entries, version) = match objects.get(&key, LARGEST).await {
+            Ok(None) => (Arc::default(), None),
+            Ok(Some((bytes, version))) => {
                 let document: Document = serde_json::from_slice(&bytes)
                     .map_err(|error| Error::new(ErrorKind::Corrupt, format!("attribute object {key}: {error}")))?;
                 (Arc::new(document.entries), Some(version))
             }
+            // Who may not list is told so of what is not there; and what may not be read says nothing.
+            Err(error) if is_denied(&error) => (Arc::default(), None),
+            Err(error) => return Err(error),
         };
-        self.remember(prefix, entries.clone(), version.clone());
+        let mut loaded = self.loaded.lock();
+        if learnt(&loaded) == before {
+            self.put(&mut loaded, prefix, entries.clone(), version.clone());
+        }
         Ok((entries, version))
     }
 
     fn remember(&self, prefix: &str, entries: Arc<Entries>, version: Option<Version>) {
-        let at = self.clock.now();
-        self.loaded.lock().put(prefix.to_owned(), Loaded { entries, version, at });
+        self.put(&mut self.loaded.lock(), prefix, entries, version);
+    }
+
+    fn put(
+        &self,
+        loaded: &mut LruCache<String, Loaded>,
+        prefix: &str,
+        entries: Arc<Entries>,
+        version: Option<Version>,
+    ) {
+        let learnt = self.learnt.fetch_add(1, Ordering::Relaxed);
+        loaded.put(prefix.to_owned(), Loaded { entries, version, at: self.clock.now(), learnt });
     }
 
     /// Forgets what is known of a directory and of those below it.
@@ -308,20 +331,47 @@ impl Attributes {
             return Ok(());
         }
         let Some(prefix) = self.prefix(&directory) else { return Ok(()) };
-        let mut waiting = self.waiting.lock();
-        let changes = waiting.entry(prefix.clone()).or_default();
-        changes.changes.insert(name.clone(), entry);
-        changes.count += 1;
-        if let Some((journal, ids)) = self.journal.get() {
-            if changes.id == 0 {
-                changes.id = ids.fetch_add(1, Ordering::Relaxed);
+        self.wait(prefix, name, entry)
+    }
+
+    /// Keeps a change until it is written, in the journal first. Changes of one name come one after the other, since who
+    /// makes them has the turn of the name.
+    fn wait(&self, prefix: String, name: String, entry: Option<Entry>) -> Result<()> {
+        let id = match self.journal.get() {
+            Some((journal, ids)) => {
+                let id = ids.fetch_add(1, Ordering::Relaxed);
+                let change = BTreeMap::from([(name.clone(), entry.clone())]);
+                journal.append(id, Record::Attributes(prefix.clone(), change), false)?;
+                Some(id)
             }
-            journal.append(changes.id, Record::Attributes(prefix, changes.changes.clone()), false)?;
+            None => None,
+        };
+        let mut waiting = self.waiting.lock();
+        let changes = waiting.entry(prefix).or_default();
+        changes.changes.insert(name, entry);
+        changes.ids.extend(id);
+        Ok(())
+    }
+
+    /// Has entries count for copies in other versions: rest of the key below `prefix`, the old and the new version.
+    pub(crate) async fn follow(&self, prefix: &str, versions: &[(String, String, String)]) -> Result<()> {
+        for (rest, old, new) in versions {
+            let (directory, name) =
+                rest.rsplit_once('/').map_or(("", rest.as_str()), |(directory, name)| (directory, name));
+            if name.is_empty() || name == NAME {
+                continue;
+            }
+            let directory = if directory.is_empty() { prefix.to_owned() } else { format!("{prefix}{directory}/") };
+            let view = self.view(&directory, None).await?;
+            if let Some(entry) = view.entry(name).filter(|entry| entry.etag.as_ref() == Some(old)) {
+                let entry = Entry { etag: Some(new.clone()), look: entry.look.clone() };
+                self.wait(directory, name.to_owned(), Some(entry))?;
+            }
         }
         Ok(())
     }
 
-    /// Moves the changes that wait for a directory, and those below it, to another.
+    /// Writes the changes that wait for a directory and for those below it.
     pub(crate) async fn settle(&self, directory: &UfsPath) -> Result<()> {
         self.write_all(Some(directory)).await
     }
@@ -343,8 +393,8 @@ impl Attributes {
 
     async fn write(&self, prefix: &str) -> Result<()> {
         let Some(objects) = self.storage.objects() else { return Ok(()) };
-        let (changes, count) = match self.waiting.lock().get(prefix) {
-            Some(waiting) => (waiting.changes.clone(), waiting.count),
+        let (changes, ids) = match self.waiting.lock().get(prefix) {
+            Some(waiting) => (waiting.changes.clone(), waiting.ids.clone()),
             None => return Ok(()),
         };
         let key = format!("{prefix}{NAME}");
@@ -365,7 +415,10 @@ impl Attributes {
             let written = if entries == *known.0 {
                 Ok(known.1.clone())
             } else if entries.is_empty() {
-                objects.delete(&key).await.map(|()| None)
+                match &known.1 {
+                    Some(version) => objects.delete_version(&key, version).await.map(|()| None),
+                    None => Ok(None),
+                }
             } else {
                 let json = serde_json::to_vec(&Document { format: 1, entries: entries.clone() });
                 let json =
@@ -380,7 +433,7 @@ impl Attributes {
             match written {
                 Ok(version) => {
                     self.remember(prefix, Arc::new(entries), version);
-                    return self.written(prefix, &changes, count);
+                    return self.written(prefix, &changes, &ids);
                 }
                 Err(error)
                     if races < RACES
@@ -397,17 +450,21 @@ impl Attributes {
         }
     }
 
-    fn written(&self, prefix: &str, changes: &BTreeMap<String, Option<Entry>>, count: u64) -> Result<()> {
-        let mut waiting = self.waiting.lock();
-        let Some(entry) = waiting.get_mut(prefix) else { return Ok(()) };
-        if entry.count == count {
-            let id = entry.id;
-            waiting.remove(prefix);
-            if let Some((journal, _)) = self.journal.get() {
-                journal.append(id, Record::Done, false)?;
-            }
-        } else {
+    fn written(&self, prefix: &str, changes: &BTreeMap<String, Option<Entry>>, ids: &[u64]) -> Result<()> {
+        {
+            let mut waiting = self.waiting.lock();
+            let Some(entry) = waiting.get_mut(prefix) else { return Ok(()) };
             entry.changes.retain(|name, change| changes.get(name) != Some(change));
+            // Those that came since are behind them.
+            entry.ids.drain(..ids.len().min(entry.ids.len()));
+            if entry.changes.is_empty() && entry.ids.is_empty() {
+                waiting.remove(prefix);
+            }
+        }
+        if let Some((journal, _)) = self.journal.get() {
+            for id in ids {
+                journal.append(*id, Record::Done, false)?;
+            }
         }
         Ok(())
     }
@@ -447,6 +504,12 @@ impl View {
             look.apply(attr);
         }
     }
+}
+
+/// Whether the credentials are good and this key is not for them; credentials that are expired or wrong may get better.
+fn is_denied(error: &Error) -> bool {
+    let codes = ["[AccessDenied]", "[AllAccessDisabled]", "[HTTP 403]"];
+    error.kind() == ErrorKind::PermissionDenied && codes.iter().any(|code| error.message().contains(code))
 }
 
 fn split(path: &UfsPath) -> Option<(UfsPath, String)> {

@@ -4,13 +4,15 @@
 //! which read as the zeros that they stand for); else from the object `base`.
 //!
 //! Invariants:
-//! - writers hold the gate for reading while they write, and whoever publishes, truncates or fills the stage from the
-//!   object holds it alone; so what is published is one state of the file;
-//! - `dirty` is within `staged` or `gone`; `gone` is what was sent in parts and then given up here to make room;
+//! - writers hold the gate for reading while they write, and whoever publishes, truncates, gives up bytes or fills the stage
+//!   from the object holds it alone; so what is published is one state of the file;
+//! - `dirty` is within `staged` or `gone`; `gone` is what was sent in whole parts of `upload` and then given up here to make
+//!   room: those parts stay as they are until the file is published, and nobody reads or writes there;
+//! - a write is done whole or not at all, though nobody waits for it any more;
 //! - space is taken before bytes are written, and the sum of `staged` is what the file has taken;
-//! - a stage file is removed only when nothing of it is dirty, or the name is removed.
+//! - a stage file is removed only when nothing of it is dirty, or the name is removed, and the journal knows.
 
-use super::{Stage, attributes::Look, ranges::RangeSet, upload::Upload};
+use super::{Stage, attributes::Look, ranges::RangeSet, space::Taken, upload::Upload};
 use bytes::{Bytes, BytesMut};
 use common::{Attr, Error, ErrorKind, FileKind, Result, Timestamp, UfsPath, Version};
 use parking_lot::Mutex;
@@ -19,7 +21,7 @@ use std::{
     ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::PathBuf,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock, Weak, atomic::AtomicU64},
 };
 use tokio::sync::{Notify, RwLock};
 
@@ -59,6 +61,8 @@ pub(crate) struct State {
     pub(crate) opens: usize,
     /// There is a live record of it in the journal.
     pub(crate) journalled: bool,
+    /// The record outlives the loss of power, so its end must too.
+    pub(crate) durable: bool,
     pub(crate) upload: Option<Upload>,
     /// Parts under way.
     pub(crate) running: usize,
@@ -82,8 +86,10 @@ pub(crate) struct Staged {
     pub(crate) id: u64,
     pub(crate) stage: Weak<Stage>,
     pub(crate) state: Mutex<State>,
-    pub(crate) gate: RwLock<()>,
+    pub(crate) gate: Arc<RwLock<()>>,
     pub(crate) progress: Notify,
+    /// Counts what was sent, so that who waits sees that it goes on.
+    pub(crate) steps: AtomicU64,
     appending: tokio::sync::Mutex<()>,
     file: OnceLock<Arc<File>>,
     place: PathBuf,
@@ -110,6 +116,7 @@ impl Staged {
             retrying: false,
             opens: 0,
             journalled: false,
+            durable: false,
             upload: None,
             running: 0,
             publishing: false,
@@ -121,8 +128,9 @@ impl Staged {
             id,
             stage: Arc::downgrade(stage),
             state: Mutex::new(state),
-            gate: RwLock::new(()),
+            gate: Arc::default(),
             progress: Notify::new(),
+            steps: AtomicU64::new(0),
             appending: tokio::sync::Mutex::new(()),
             file: OnceLock::new(),
             place: stage.place(id),
@@ -281,93 +289,106 @@ impl Staged {
     async fn keep(&self, base: &Base, start: u64, bytes: &Bytes) {
         let Ok(_alone) = self.gate.try_write() else { return };
         let Ok(stage) = self.stage() else { return };
-        if let Err(error) = self.keep_alone(&stage, base, start, bytes, false) {
+        let missing = self.state.lock().staged.missing(start..start + bytes.len() as u64);
+        let Some(mut taken) = stage.space.try_take(missing) else { return };
+        if let Err(error) = self.keep_alone(&mut taken, base, start, bytes) {
             tracing::debug!("{error}");
         }
     }
 
-    /// The same for who holds the gate alone; `must`: whether space is there or not.
-    pub(crate) fn keep_alone(&self, stage: &Stage, base: &Base, start: u64, bytes: &Bytes, must: bool) -> Result<()> {
-        let range = {
+    /// The same for who holds the gate alone, in the space that is `taken`. Returns what was not here before.
+    pub(crate) fn keep_alone(
+        &self,
+        taken: &mut Taken,
+        base: &Base,
+        start: u64,
+        bytes: &Bytes,
+    ) -> Result<Vec<Range<u64>>> {
+        let gaps = {
             let state = self.state.lock();
             if state.base.as_ref() != Some(base) {
-                return Ok(());
+                return Ok(Vec::new());
             }
-            start..(start + bytes.len() as u64).min(state.base_valid)
+            state.staged.gaps(start..(start + bytes.len() as u64).min(state.base_valid).max(start))
         };
-        let gaps = self.state.lock().staged.gaps(range);
         let file = self.file()?;
-        for gap in gaps {
-            let length = gap.end - gap.start;
-            if must {
-                stage.space.take_anyway(length);
-            } else if !stage.space.try_take(length) {
-                return Ok(());
-            }
+        for gap in &gaps {
             let piece = &bytes[(gap.start - start) as usize..(gap.end - start) as usize];
             if let Err(error) = file.write_all_at(piece, gap.start) {
-                stage.space.give(length);
+                let _ = punch(&file, gap.clone());
                 return Err(self.failed("write", error));
             }
-            self.state.lock().staged.insert(gap);
+            taken.keep(self.state.lock().staged.insert(gap.clone()));
         }
-        Ok(())
+        Ok(gaps)
     }
 
     /// Writes all of `data` at `offset`.
     pub(crate) async fn write(self: &Arc<Self>, offset: u64, data: Bytes) -> Result<()> {
         let stage = self.stage()?;
-        let end = offset.saturating_add(data.len() as u64);
-        if end > stage.object_max() {
+        let range = offset..offset.saturating_add(data.len() as u64);
+        if range.end > stage.object_max() {
             return Err(self.too_large(&stage));
         }
         if data.is_empty() {
             return Ok(());
         }
-        let taken = {
-            let state = self.state.lock();
-            state.staged.missing(offset..end)
-        };
-        stage.space.take(taken, stage.options.wait, || stage.relieve()).await?;
-        let written = {
-            let _gate = self.gate.read().await;
-            self.write_through_gate(offset, data).await
-        };
-        match &written {
-            Ok(new) if *new > taken => stage.space.take_anyway(*new - taken),
-            Ok(new) => stage.space.give(taken - *new),
-            Err(_) => stage.space.give(taken),
+        loop {
+            let missing = self.state.lock().staged.missing(range.clone());
+            let taken = stage.space.take(missing, stage.options.wait, || stage.relieve()).await?;
+            let gate = self.gate.clone().read_owned().await;
+            {
+                let state = self.state.lock();
+                if state.gone_within(&range) {
+                    return Err(self.sent(&state));
+                }
+                // Bytes may have been given up while this waited. From now on they are not.
+                if state.staged.missing(range.clone()) > taken.bytes() {
+                    continue;
+                }
+            }
+            let file = self.clone();
+            let work = move || {
+                let done = file.write_within(offset, &data, taken);
+                drop(gate);
+                done
+            };
+            if range.end - range.start <= AT_ONCE as u64 {
+                work()?;
+            } else {
+                // Goes on though nobody waits any more: half of a write would be none.
+                let done = tokio::task::spawn_blocking(work).await;
+                done.map_err(|gone| self.failed("write", std::io::Error::other(gone)))??;
+            }
+            self.advance();
+            return Ok(());
         }
-        written?;
-        self.advance();
-        Ok(())
     }
 
-    /// Returns how many bytes were not staged before.
-    async fn write_through_gate(&self, offset: u64, data: Bytes) -> Result<u64> {
+    /// Writes for who holds the gate, in the space that is `taken`.
+    fn write_within(&self, offset: u64, data: &[u8], mut taken: Taken) -> Result<()> {
         let range = offset..offset + data.len() as u64;
-        {
-            let state = self.state.lock();
-            if state.gone.next(offset).is_some_and(|gone| gone < range.end) {
-                return Err(self.sent(&state));
-            }
-        }
         let file = self.file()?;
-        let done = if data.len() <= AT_ONCE {
-            file.write_all_at(&data, offset)
-        } else {
-            tokio::task::spawn_blocking(move || file.write_all_at(&data, offset))
-                .await
-                .map_err(std::io::Error::other)
-                .flatten()
-        };
-        done.map_err(|error| self.failed("write", error))?;
+        if let Err(error) = file.write_all_at(data, offset) {
+            let gaps = {
+                let mut state = self.state.lock();
+                // Some of it may be written: parts that have these bytes are sent again.
+                if let Some(upload) = &mut state.upload {
+                    upload.touch(range.clone());
+                }
+                state.staged.gaps(range)
+            };
+            for gap in gaps {
+                let _ = punch(&file, gap);
+            }
+            return Err(self.failed("write", error));
+        }
         let mut state = self.state.lock();
-        let new = state.staged.insert(range.clone());
+        taken.keep(state.staged.insert(range.clone()));
         state.dirty.insert(range.clone());
         state.size = state.size.max(range.end);
         state.touch(range);
-        Ok(new)
+        Ok(())
     }
 
     fn too_large(&self, stage: &Stage) -> Error {
@@ -389,6 +410,13 @@ impl Staged {
         }
         let _alone = self.gate.write().await;
         self.quiet().await;
+        {
+            let state = self.state.lock();
+            // A part whose bytes are only in the storage stays whole or goes whole.
+            if size < state.size && state.gone_across(size) {
+                return Err(self.sent(&state));
+            }
+        }
         // The file first: when that fails nothing has changed.
         if self.state.lock().size > size
             && let Some(file) = self.file.get()
@@ -485,35 +513,48 @@ impl Staged {
         self.state.lock().local_run(range.start) >= range.end
     }
 
-    /// Brings a range here, fetching what only the object has.
-    pub(crate) async fn bring(self: &Arc<Self>, range: Range<u64>) -> Result<()> {
+    /// Brings a range here, fetching what only the object has. Tells whether there was room for it.
+    pub(crate) async fn bring(self: &Arc<Self>, range: Range<u64>) -> Result<bool> {
         let stage = self.stage()?;
         let wanted = {
             let state = self.state.lock();
-            if state.gone.next(range.start).is_some_and(|gone| gone < range.end) {
+            if state.gone_within(&range) {
                 return Err(self.sent(&state));
             }
             let end = range.end.min(state.base_valid).max(range.start);
             (state.staged.gaps(range.start..end), state.base.clone())
         };
-        let (gaps, Some(base)) = wanted else { return Ok(()) };
+        let (gaps, Some(base)) = wanted else { return Ok(true) };
         for gap in gaps {
+            let length = gap.end - gap.start;
+            let taken = stage.space.try_take(length).or_else(|| {
+                stage.relieve();
+                stage.space.try_take(length)
+            });
+            let Some(mut taken) = taken else { return Ok(false) };
             let bytes = self.fetch(&base, gap.clone()).await?;
             let _alone = self.gate.write().await;
-            self.keep_alone(&stage, &base, gap.start, &bytes, true)?;
+            self.keep_alone(&mut taken, &base, gap.start, &bytes)?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Gives up what need not be staged: bytes that the object has too, and parts that are sent.
+    /// Gives up what need not be staged: bytes that the object has too, and parts that are sent. Only while nobody reads or
+    /// writes, and not what the journal says is here: the next process would look for it.
     pub(crate) fn relieve(&self) -> u64 {
-        let mut given = 0;
-        let alone = self.gate.try_write();
+        let Ok(_alone) = self.gate.try_write() else { return 0 };
         let mut state = self.state.lock();
+        if state.removed || state.journalled || state.publishing {
+            return 0;
+        }
+        let clean = !state.is_dirty() && state.base.is_some();
         let mut holes: Vec<Range<u64>> = Vec::new();
-        if alone.is_ok() && state.changed == state.published && !state.removed && state.base.is_some() {
+        if clean {
             holes.extend(state.staged.iter());
-        } else if let Some(upload) = &state.upload {
+        } else if let Some(upload) = &state.upload
+            && upload.planned_for.is_none()
+            && state.opens <= 1
+        {
             holes.extend(upload.sent().filter(|range| state.staged.covers(range.clone())));
         }
         if holes.is_empty() {
@@ -521,19 +562,10 @@ impl Staged {
         }
         // Raised first: a reader that has begun looks again.
         state.epoch += 1;
-        let clean = state.changed == state.published;
+        let mut given = 0;
         for hole in holes {
             let Some(file) = self.file.get() else { break };
-            // SAFETY: the descriptor lives as long as `file`; the call takes no pointer.
-            let done = unsafe {
-                libc::fallocate(
-                    file.as_raw_fd(),
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                    hole.start as libc::off_t,
-                    (hole.end - hole.start) as libc::off_t,
-                )
-            };
-            if done != 0 {
+            if punch(file, hole.clone()).is_err() {
                 break;
             }
             given += state.staged.remove(hole.clone());
@@ -542,6 +574,22 @@ impl Staged {
             }
         }
         given
+    }
+
+    /// Gives up again what was fetched for a part that is sent by now, unless it was written to. For who holds the gate.
+    pub(crate) fn forget(&self, stage: &Stage, ranges: Vec<Range<u64>>) {
+        let mut state = self.state.lock();
+        let Some(file) = self.file.get() else { return };
+        state.epoch += 1;
+        let mut given = 0;
+        for range in ranges {
+            for clean in state.dirty.gaps(range) {
+                if punch(file, clean.clone()).is_ok() {
+                    given += state.staged.remove(clean);
+                }
+            }
+        }
+        stage.space.give(given);
     }
 
     /// Gives the space back that the file has, for its end.
@@ -562,6 +610,17 @@ impl Staged {
 }
 
 impl State {
+    /// Whether bytes of a range are given up here.
+    pub(crate) fn gone_within(&self, range: &Range<u64>) -> bool {
+        self.gone.next(range.start).is_some_and(|gone| gone < range.end)
+    }
+
+    /// Whether a part lies across `at` whose bytes are given up here.
+    fn gone_across(&self, at: u64) -> bool {
+        let mut parts = self.upload.iter().flat_map(|upload| upload.sent());
+        parts.any(|part| part.start < at && at < part.end && self.gone_within(&part))
+    }
+
     /// How far from `at` on everything lies here.
     fn local_run(&self, at: u64) -> u64 {
         let stop = self.gone.next(at).unwrap_or(u64::MAX);
@@ -584,6 +643,17 @@ impl State {
         if let Some(upload) = &mut self.upload {
             self.touched += upload.touch(range);
         }
+    }
+}
+
+/// Gives up bytes of a file; they read as zeros then.
+fn punch(file: &File, range: Range<u64>) -> std::io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (start, length) = (range.start as libc::off_t, (range.end - range.start) as libc::off_t);
+    // SAFETY: the descriptor lives as long as `file`; the call takes no pointer.
+    match unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

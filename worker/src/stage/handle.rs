@@ -75,17 +75,23 @@ impl WriteHandle for Handle {
         let stage = self.staged.stage()?;
         if stage.options.writeback {
             if self.staged.state.lock().is_dirty() {
-                let _alone = self.staged.gate.write().await;
-                self.staged.note(&stage, true).await?;
+                {
+                    let _alone = self.staged.gate.write().await;
+                    self.staged.note(&stage, true).await?;
+                }
                 self.staged.retry_later(&stage);
             }
             return Ok(());
         }
-        self.staged.publish(false).await
+        self.staged.publish_told(false).await
     }
 
     async fn sync(&self, _data_only: bool) -> Result<()> {
-        self.staged.publish(true).await
+        self.staged.publish_told(true).await
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        true
     }
 }
 
@@ -137,8 +143,16 @@ impl PagedFile for StagedPages {
     async fn demand(&self, page: u64) -> Result<Option<Arc<PageLoad>>> {
         let start = page * u64::from(self.page_size);
         let end = (start + u64::from(self.page_size)).min(self.attr.size);
-        self.staged.staged.bring(start..end).await?;
-        Ok(None)
+        if self.staged.staged.bring(start..end).await? {
+            return Ok(None);
+        }
+        // There is no room in the stage: this reader gets the page in memory.
+        let Some(stage) = self.staged.stage.upgrade() else { return Ok(None) };
+        let length = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let (load, mut writer) = stage.pages.demand_load(length).await?;
+        writer.append(&self.staged.staged.read(start, length).await?);
+        writer.finish()?;
+        Ok(Some(load))
     }
 
     fn prefetch(&self, _first: u64, count: u64) -> u64 {

@@ -21,7 +21,7 @@ use std::{
 /// The journal is written anew when it has this many bytes, and four times those of its live records.
 const REWRITE: u64 = 4 << 20;
 
-/// Number, start, length and etag of a part that is sent.
+/// Number, start, length and etag of a part; the etag is empty when it is not sent yet.
 pub(crate) type SentPart = (u32, u64, u64, String);
 
 /// A file that is not in the storage as it is in the stage.
@@ -39,6 +39,15 @@ pub(crate) struct FileRecord {
     /// Begins the marks of all uploads of the file.
     pub(crate) mark: String,
     pub(crate) look: super::attributes::Look,
+    /// When it was changed last: of two records of a path the later one counts.
+    #[serde(default)]
+    pub(crate) changed: (i64, u32),
+    /// Its bytes were synced before the record was written.
+    #[serde(default)]
+    pub(crate) synced: bool,
+    /// The boot of the machine in which it was written. What was not synced counts only in the same one.
+    #[serde(default)]
+    pub(crate) boot: String,
 }
 
 /// A rename that copies.
@@ -50,6 +59,29 @@ pub(crate) struct MoveRecord {
     pub(crate) directory: bool,
     /// Everything is copied; what is left is to remove the old names.
     pub(crate) copied: bool,
+    /// Version and time of the file that is renamed: only that one may be removed.
+    #[serde(default)]
+    pub(crate) version: Option<(String, (i64, u32))>,
+    /// When the newest of the originals in a directory was stored: what is newer was written since, and stays.
+    #[serde(default)]
+    pub(crate) newest: Option<(i64, u32)>,
+    /// Copies that have another version than their original: the rest of the key, the old and the new version.
+    #[serde(default)]
+    pub(crate) versions: Vec<(String, String, String)>,
+}
+
+impl MoveRecord {
+    /// A rename that begins.
+    pub(crate) fn new(from: &str, to: &str, directory: bool) -> Self {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Self { from, to, directory, copied: false, version: None, newest: None, versions: Vec::new() }
+    }
+
+    /// Whether a key is one of those that it would remove.
+    pub(crate) fn concerns(&self, key: &str) -> bool {
+        let one = |own: &str| if self.directory { key.starts_with(own) } else { key == own };
+        one(&self.from) || one(&self.to)
+    }
 }
 
 /// A record.
@@ -211,6 +243,9 @@ mod tests {
             upload: None,
             mark: "m".into(),
             look: Default::default(),
+            changed: (1, 2),
+            synced: true,
+            boot: "b".into(),
         }))
     }
 

@@ -13,37 +13,24 @@ use super::{
     upload::rand_bits,
 };
 use crate::cache::Known;
-use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     Attr, Error, ErrorKind, FileKind, Result, Timestamp, UfsPath,
-    change::{Caller, Changes, NewNode, OpenedForWriting, RenameMode, SetAttr, SetTime, SetXattr},
+    change::{Caller, NewNode, OpenedForWriting, RenameMode, SetAttr, SetTime},
 };
 use std::sync::Arc;
 use ufs::{Condition, Metadata};
 
-/// The longest value of an extended attribute, and of all of a file together.
-const XATTR_MAX: usize = 64 << 10;
-/// The longest name of one.
-const XATTR_NAME_MAX: usize = 255;
 /// The longest target of a symbolic link.
 const LINK_MAX: usize = 4095;
 
-fn taken(path: &UfsPath) -> Error {
+pub(super) fn taken(path: &UfsPath) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("{path}: the name is taken"))
 }
 
 fn missing(path: &UfsPath) -> Error {
     Error::new(ErrorKind::NotFound, format!("{path}: no such file or directory"))
 }
-
-fn no_attribute(path: &UfsPath, name: &[u8]) -> Error {
-    let name = String::from_utf8_lossy(name);
-    Error::new(ErrorKind::NoAttribute, format!("{path}: no extended attribute {name}"))
-}
-
-/// The changes of an object store; see [`common::change`].
-pub(crate) struct ObjectChanges(pub(crate) Arc<Stage>);
 
 impl Stage {
     /// What is at a path; none when nothing is.
@@ -77,6 +64,7 @@ impl Stage {
             return Ok(());
         }
         if self.objects().find(&mark).await?.is_none() {
+            self.overtaken(&mark)?;
             self.objects().put(&mark, &Bytes::new().into(), &Metadata::new(), &Condition::Any).await?;
         }
         self.marked.lock().put(mark, ());
@@ -88,7 +76,7 @@ impl Stage {
         self.marked.lock().pop(prefix);
     }
 
-    async fn open_staged(self: &Arc<Self>, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
+    pub(super) async fn open_staged(self: &Arc<Self>, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
         let truncated = flags & libc::O_TRUNC != 0;
         let staged = match self.staged(path) {
             Some(staged) if staged.state.lock().is_dirty() => staged,
@@ -128,6 +116,7 @@ impl Stage {
 
     async fn make_object(self: &Arc<Self>, path: &UfsPath, body: Bytes, look: Look) -> Result<Arc<Attr>> {
         let key = self.check(path)?;
+        self.overtaken(&key)?;
         let metadata = look.metadata(self.objects().limits().metadata_max);
         let stored = self.objects().put(&key, &body.into(), &metadata, &Condition::Any).await?;
         self.attributes.set(path, Some(&stored.version), &look).await?;
@@ -135,53 +124,66 @@ impl Stage {
         self.at(path, false).await?.ok_or_else(|| missing(path))
     }
 
-    /// Takes a staged file from its name, which is gone.
-    pub(super) fn removed(self: &Arc<Self>, path: &UfsPath) {
-        let Some(staged) = self.files.lock().remove(path) else { return };
-        let (upload, closed) = {
-            let mut state = staged.state.lock();
-            state.removed = true;
-            (state.upload.take(), state.opens == 0)
-        };
-        if let (Some(upload), Ok(key)) = (upload, self.objects().key(path)) {
-            self.give_up(key, upload.id);
+    /// Takes a staged file from its name, which is gone. Fails, and leaves it, when the journal cannot be told: the next mount
+    /// would bring it back.
+    pub(super) async fn removed(self: &Arc<Self>, path: &UfsPath) -> Result<()> {
+        self.found_again(path).await;
+        let Some(staged) = self.staged(path) else { return Ok(()) };
+        staged.unnote(self).await?;
+        self.drop_name(path, &staged);
+        Ok(())
+    }
+
+    fn drop_name(self: &Arc<Self>, path: &UfsPath, staged: &Arc<Staged>) {
+        {
+            let mut files = self.files.lock();
+            if files.get(path).is_some_and(|known| Arc::ptr_eq(known, staged)) {
+                files.remove(path);
+            }
         }
-        staged.unnote(self);
-        if closed {
-            staged.discard(self);
-        }
+        staged.state.lock().removed = true;
+        staged.abandon(self);
+        self.let_go(staged);
+        self.changed.notify_waiters();
     }
 
     async fn rename_file(self: &Arc<Self>, from: &UfsPath, to: &UfsPath) -> Result<()> {
         let (from_key, to_key) = (self.check(from)?, self.check(to)?);
-        if let Some(staged) = self.staged(from) {
+        self.overtaken(&to_key)?;
+        self.overtaken(&from_key)?;
+        let staged = self.staged(from);
+        // Nobody writes it until it has its new name.
+        let _alone = match &staged {
+            Some(staged) => Some(staged.alone().await),
+            None => None,
+        };
+        if let Some(staged) = &staged {
             let fresh = {
                 let state = staged.state.lock();
                 // What was tried may be in the storage, whatever the answer was.
-                state.base.is_none() && !state.journalled && state.upload.is_none() && !state.publishing
+                state.base.is_none() && !state.journalled && state.upload.is_none() && state.failures == 0
             };
             if fresh {
                 // Nothing of it is in the storage: it gets there by its new name.
-                let _alone = staged.gate.write().await;
-                let replaced = {
-                    let mut files = self.files.lock();
-                    files.remove(from);
-                    staged.state.lock().path = to.clone();
-                    files.insert(to.clone(), staged.clone())
-                };
-                if let Some(replaced) = replaced {
-                    replaced.state.lock().removed = true;
-                    replaced.unnote(self);
+                if let Some(replaced) = self.staged(to) {
+                    replaced.unnote(self).await?;
+                    self.drop_name(to, &replaced);
                 }
+                let mut files = self.files.lock();
+                files.remove(from);
+                staged.state.lock().path = to.clone();
+                files.insert(to.clone(), staged.clone());
                 return Ok(());
             }
-            staged.publish_in_turn(self, false).await?;
+            staged.publish_alone(self, false).await?;
         }
         let found = self.objects().find(&from_key).await?.ok_or_else(|| missing(from))?;
         let look = self.attributes.look(from, Some(&found.version)).await?.unwrap_or_default();
         self.keep_directory(&from.parent().unwrap_or_else(UfsPath::root)).await?;
         let id = self.fresh_id();
-        let mut record = MoveRecord { from: from_key.clone(), to: to_key.clone(), directory: false, copied: false };
+        let mut record = MoveRecord::new(&from_key, &to_key, false);
+        let modified = (found.modified.sec, found.modified.nsec);
+        record.version = Some((found.version.as_str().to_owned(), modified));
         self.journal.append(id, Record::Move(record.clone()), false)?;
         let copied = match self.objects().copy(&from_key, &found.version, found.size, &to_key).await {
             Ok(copied) => copied,
@@ -190,12 +192,24 @@ impl Stage {
                 return Err(error);
             }
         };
-        self.attributes.set(to, Some(&copied.version), &look).await?;
+        // What was staged for the name that is replaced counts no more, also for the next process: it must not take the
+        // place of the copy once the original may go.
+        let replaced = async {
+            self.removed(to).await?;
+            self.attributes.set(to, Some(&copied.version), &look).await
+        };
+        if let Err(error) = replaced.await {
+            self.journal.append(id, Record::Done, false)?;
+            return Err(error);
+        }
         record.copied = true;
-        self.journal.append(id, Record::Move(record), false)?;
-        // What was staged for the name that is replaced counts no more.
-        self.removed(to);
-        if let Some(staged) = self.staged(from) {
+        self.journal.append(id, Record::Move(record.clone()), false)?;
+        if let Err(error) = self.objects().delete(&from_key).await {
+            // Both names are there; this one goes when the next mount can remove it, if nobody has written it by then.
+            self.moves.lock().push((id, record));
+            return Err(error);
+        }
+        if let Some(staged) = &staged {
             let mut files = self.files.lock();
             files.remove(from);
             files.insert(to.clone(), staged.clone());
@@ -203,13 +217,12 @@ impl Stage {
             state.path = to.clone();
             state.base = Some(Base { path: to.clone(), version: copied.version.clone() });
         }
-        self.objects().delete(&from_key).await?;
         self.attributes.change(from, None).await?;
         self.journal.append(id, Record::Done, false)
     }
 
     /// Changes the look of what is at a path, and returns its attributes.
-    async fn change_look(
+    pub(super) async fn change_look(
         self: &Arc<Self>,
         path: &UfsPath,
         change: impl FnOnce(&mut Look, FileKind) -> Result<()> + Send,
@@ -224,6 +237,7 @@ impl Stage {
             }
         }
         let attr = self.at(path, false).await?.ok_or_else(|| missing(path))?;
+        self.may_write(path).await?;
         let version = (!attr.is_dir()).then_some(&attr.version);
         let mut look = self.attributes.look(path, version).await?.unwrap_or_default();
         if look.kind.is_none() && !matches!(attr.kind, FileKind::File | FileKind::Directory) {
@@ -250,7 +264,7 @@ impl Stage {
         Ok(dressed)
     }
 
-    async fn look_of(&self, path: &UfsPath) -> Result<Look> {
+    pub(super) async fn look_of(&self, path: &UfsPath) -> Result<Look> {
         if let Some(staged) = self.staged(path) {
             let state = staged.state.lock();
             if state.is_dirty() {
@@ -261,38 +275,15 @@ impl Stage {
         let version = (!attr.is_dir()).then_some(&attr.version);
         Ok(self.attributes.look(path, version).await?.unwrap_or_default())
     }
-}
 
-#[async_trait]
-impl Changes for ObjectChanges {
-    async fn create(&self, path: &UfsPath, flags: i32, mode: u32, caller: Caller) -> Result<OpenedForWriting> {
-        let stage = &self.0;
-        stage.check(path)?;
-        let _turn = stage.turns.take(vec![Claim::name(path)]).await;
-        if stage.at(path, false).await?.is_some() {
-            if flags & libc::O_EXCL != 0 {
-                return Err(taken(path));
-            }
-            return stage.open_staged(path, flags).await;
-        }
-        let look = Look::made(FileKind::File, mode, caller.uid, caller.gid);
-        let staged = Staged::new(stage, stage.fresh_id(), path.clone(), None, 0, look);
-        // It is to be there when it is closed, be it empty.
-        staged.state.lock().changed = 1;
-        let staged = Arc::new(staged);
-        let handle = Handle::new(stage, &staged);
-        stage.files.lock().insert(path.clone(), staged);
-        Ok(OpenedForWriting::Staged(Arc::new(handle)))
-    }
-
-    async fn open(&self, path: &UfsPath, flags: i32) -> Result<OpenedForWriting> {
-        self.0.check(path)?;
-        let _turn = self.0.turns.take(vec![Claim::name(path)]).await;
-        self.0.open_staged(path, flags).await
-    }
-
-    async fn make(&self, path: &UfsPath, node: &NewNode, mode: u32, caller: Caller) -> Result<Arc<Attr>> {
-        let stage = &self.0;
+    pub(super) async fn make(
+        self: &Arc<Self>,
+        path: &UfsPath,
+        node: &NewNode,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<Arc<Attr>> {
+        let stage = self;
         stage.check(path)?;
         let _turn = stage.turns.take(vec![Claim::name(path)]).await;
         if stage.at(path, false).await?.is_some() {
@@ -303,6 +294,7 @@ impl Changes for ObjectChanges {
         match node {
             NewNode::Directory => {
                 let mark = stage.objects().prefix(path)?;
+                stage.overtaken(&mark)?;
                 stage.objects().put(&mark, &Bytes::new().into(), &Metadata::new(), &Condition::Any).await?;
                 stage.marked.lock().put(mark, ());
                 stage.attributes.set(path, None, &look(FileKind::Directory)).await?;
@@ -332,19 +324,15 @@ impl Changes for ObjectChanges {
         }
     }
 
-    async fn link(&self, existing: &UfsPath, _path: &UfsPath) -> Result<Arc<Attr>> {
-        Err(Error::new(ErrorKind::Unsupported, format!("{existing}: object stores have no hard links")))
-    }
-
-    async fn remove_file(&self, path: &UfsPath) -> Result<()> {
-        let stage = &self.0;
+    pub(super) async fn remove_file(self: &Arc<Self>, path: &UfsPath) -> Result<()> {
+        let stage = self;
         let key = stage.check(path)?;
         let _turn = stage.turns.take(vec![Claim::name(path)]).await;
         let attr = stage.at(path, false).await?.ok_or_else(|| missing(path))?;
         if attr.is_dir() {
             return Err(Error::new(ErrorKind::IsADirectory, format!("{path} is a directory")));
         }
-        // Who has it open goes on with what is here.
+        // Who has it open goes on with what is here, as far as there is room.
         if let Some(staged) = stage.staged(path) {
             let (open, size) = {
                 let state = staged.state.lock();
@@ -356,20 +344,20 @@ impl Changes for ObjectChanges {
         }
         let never = stage.staged(path).is_some_and(|staged| {
             let state = staged.state.lock();
-            state.base.is_none() && !state.journalled && !state.publishing
+            state.base.is_none() && !state.journalled && state.failures == 0
         });
         if !never {
             stage.keep_directory(&path.parent().unwrap_or_else(UfsPath::root)).await?;
             stage.objects().delete(&key).await?;
         }
-        stage.removed(path);
+        stage.removed(path).await?;
         stage.attributes.change(path, None).await?;
         stage.caches.changed(path, Some(Known::Missing));
         Ok(())
     }
 
-    async fn remove_directory(&self, path: &UfsPath) -> Result<()> {
-        let stage = &self.0;
+    pub(super) async fn remove_directory(self: &Arc<Self>, path: &UfsPath) -> Result<()> {
+        let stage = self;
         if path.is_root() {
             return Err(Error::new(ErrorKind::Busy, "the root is mounted"));
         }
@@ -390,8 +378,8 @@ impl Changes for ObjectChanges {
         Ok(())
     }
 
-    async fn rename(&self, from: &UfsPath, to: &UfsPath, mode: RenameMode) -> Result<()> {
-        let stage = &self.0;
+    pub(super) async fn rename(self: &Arc<Self>, from: &UfsPath, to: &UfsPath, mode: RenameMode) -> Result<()> {
+        let stage = self;
         if mode == RenameMode::Exchange {
             let why = "object stores cannot exchange two names";
             return Err(Error::new(ErrorKind::Unsupported, format!("{from}, {to}: {why}")));
@@ -417,21 +405,26 @@ impl Changes for ObjectChanges {
                 return Err(Error::new(ErrorKind::NotADirectory, format!("{to} is no directory")));
             }
             (false, Some(true)) => return Err(Error::new(ErrorKind::IsADirectory, format!("{to} is a directory"))),
-            (true, _) => stage.rename_directory(from, to, target.is_some()).await?,
-            (false, _) => stage.rename_file(from, to).await?,
+            _ => {}
         }
+        let done = match source.is_dir() {
+            true => stage.rename_directory(from, to, target.is_some()).await,
+            false => stage.rename_file(from, to).await,
+        };
+        // One that failed may have changed something too.
         stage.caches.changed_tree(from);
         stage.caches.changed_tree(to);
         stage.caches.changed(to, None);
-        stage.caches.changed(from, Some(Known::Missing));
-        Ok(())
+        stage.caches.changed(from, done.is_ok().then_some(Known::Missing));
+        done
     }
 
-    async fn set_attr(&self, path: &UfsPath, change: SetAttr) -> Result<Arc<Attr>> {
-        let stage = &self.0;
+    pub(super) async fn set_attr(self: &Arc<Self>, path: &UfsPath, change: SetAttr) -> Result<Arc<Attr>> {
+        let stage = self;
         let _turn = stage.turns.take(vec![Claim::name(path)]).await;
         if let Some(size) = change.size {
             stage.check(path)?;
+            stage.may_write(path).await?;
             let opened = stage.open_staged(path, 0).await?;
             let staged = stage.staged(path).ok_or_else(|| missing(path))?;
             if staged.state.lock().size != size {
@@ -467,57 +460,6 @@ impl Changes for ObjectChanges {
             Ok(())
         });
         changed.await
-    }
-
-    async fn xattr(&self, path: &UfsPath, name: &[u8]) -> Result<Bytes> {
-        let look = self.0.look_of(path).await?;
-        let value = look.xattrs.get(&hex::encode(name)).ok_or_else(|| no_attribute(path, name))?;
-        hex::decode(value).map(Bytes::from).map_err(|_| no_attribute(path, name))
-    }
-
-    async fn xattrs(&self, path: &UfsPath) -> Result<Vec<Vec<u8>>> {
-        let look = self.0.look_of(path).await?;
-        Ok(look.xattrs.keys().filter_map(|name| hex::decode(name).ok()).collect())
-    }
-
-    async fn set_xattr(&self, path: &UfsPath, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
-        if name.len() > XATTR_NAME_MAX {
-            return Err(Error::os(format!("{path}: the name of the attribute has {} bytes", name.len()), libc::ERANGE));
-        }
-        if name.starts_with(b"system.") || name.starts_with(b"security.") {
-            let name = String::from_utf8_lossy(name);
-            return Err(Error::new(ErrorKind::Unsupported, format!("{path}: object stores keep no {name}")));
-        }
-        let _turn = self.0.turns.take(vec![Claim::name(path)]).await;
-        let key = hex::encode(name);
-        let set = self.0.change_look(path, |look, _| {
-            match (how, look.xattrs.contains_key(&key)) {
-                (SetXattr::Create, true) => return Err(taken(path)),
-                (SetXattr::Replace, false) => return Err(no_attribute(path, name)),
-                _ => {}
-            }
-            look.xattrs.insert(key.clone(), hex::encode(value));
-            let total: usize = look.xattrs.iter().map(|(name, value)| (name.len() + value.len()) / 2).sum();
-            if total > XATTR_MAX {
-                let why = format!("all extended attributes together have {XATTR_MAX} bytes at most");
-                return Err(Error::new(ErrorKind::NoSpace, format!("{path}: {why}")));
-            }
-            Ok(())
-        });
-        set.await.map(drop)
-    }
-
-    async fn remove_xattr(&self, path: &UfsPath, name: &[u8]) -> Result<()> {
-        let _turn = self.0.turns.take(vec![Claim::name(path)]).await;
-        let removed = self.0.change_look(path, |look, _| match look.xattrs.remove(&hex::encode(name)) {
-            Some(_) => Ok(()),
-            None => Err(no_attribute(path, name)),
-        });
-        removed.await.map(drop)
-    }
-
-    async fn sync(&self, directory: &UfsPath) -> Result<()> {
-        self.0.sync_below(directory).await
     }
 }
 

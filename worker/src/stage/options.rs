@@ -24,6 +24,8 @@ pub struct StageOptions {
     pub retry_longest: Duration,
     /// Closing answers before the upload.
     pub writeback: bool,
+    /// How long a close or a sync waits for an upload that makes no progress.
+    pub patience: Duration,
     /// How long what is known of attribute objects counts without asking again.
     pub attributes_age: Duration,
 }
@@ -40,6 +42,7 @@ impl Default for StageOptions {
             retry_first: Duration::from_secs(1),
             retry_longest: Duration::from_secs(60),
             writeback: false,
+            patience: Duration::from_secs(120),
             attributes_age: Duration::from_secs(10),
         }
     }
@@ -53,6 +56,8 @@ impl StageOptions {
             capacity: conf.get(&user::STAGE_SIZE).bytes(),
             wait: conf.get(&user::UFS_DEADLINE),
             writeback: conf.get(&user::WRITEBACK),
+            // As long as an upload may take between two signs of life.
+            patience: conf.get(&user::UFS_DEADLINE) * 4,
             attributes_age: conf.get(&user::METADATA_SYNC_INTERVAL).after().unwrap_or(Duration::from_secs(60)),
             ..Self::default()
         }

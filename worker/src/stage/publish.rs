@@ -7,23 +7,50 @@ use super::{
     turns::Claim,
 };
 use common::{Error, ErrorKind, Result, Timestamp, UfsPath};
+use futures::{StreamExt, stream};
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
+use tokio::sync::OwnedRwLockWriteGuard;
+
+/// Files that are published at the same time when all are.
+const TOGETHER: usize = 16;
+
+/// Names the time since the machine was started; empty when it has no name.
+pub(super) fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        read.map(|text| text.trim().to_owned()).unwrap_or_default()
+    })
+}
+
+/// A file that nobody writes and of which nothing is sent, until this is dropped.
+pub(crate) struct Alone {
+    file: Arc<Staged>,
+    _gate: OwnedRwLockWriteGuard<()>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.file.state.lock().publishing = false;
+    }
+}
 
 impl Staged {
     /// What the journal says of the file.
-    fn record(&self) -> Record {
+    fn record(&self, synced: bool) -> Record {
         let state = self.state.lock();
         let mut dirty = state.dirty.clone();
         for gone in state.gone.iter() {
             dirty.remove(gone);
         }
         let upload = state.upload.as_ref().filter(|upload| upload.planned_for.is_none()).map(|upload| {
-            let parts = upload.parts.iter().filter_map(|part| {
-                let done = part.done.as_ref()?;
-                Some((part.number, part.range.start, part.range.end - part.range.start, done.etag.clone()))
+            // Those that are not sent too: parts follow each other without gaps.
+            let parts = upload.parts.iter().map(|part| {
+                let etag = part.done.as_ref().map_or_else(String::new, |done| done.etag.clone());
+                (part.number, part.range.start, part.range.end - part.range.start, etag)
             });
             (upload.id.clone(), upload.mark.clone(), parts.collect())
         });
@@ -38,37 +65,43 @@ impl Staged {
             upload,
             mark: state.mark.clone(),
             look: state.look.clone(),
+            changed: (state.mtime.sec, state.mtime.nsec),
+            synced,
+            boot: boot().to_owned(),
         }))
     }
 
     /// Writes the file into the journal; `durable`: its bytes too, so that both outlive the loss of power.
     pub(crate) async fn note(self: &Arc<Self>, stage: &Arc<Stage>, durable: bool) -> Result<()> {
-        let record = self.record();
+        let record = self.record(durable);
         if durable {
-            let file = self.file()?;
-            let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
-            let synced = synced.map_err(std::io::Error::other).flatten();
+            let (file, directory) = (self.file()?, stage.directory.clone());
+            let sync = move || {
+                file.sync_data()?;
+                std::fs::File::open(directory)?.sync_all()
+            };
+            let synced = tokio::task::spawn_blocking(sync).await.map_err(std::io::Error::other).flatten();
             synced.map_err(|error| Error::io(format!("{}: stage file", self.path()), error))?;
         }
-        let (journal, id) = (stage.journal.clone(), self.id);
-        if durable {
-            tokio::task::spawn_blocking(move || journal.append(id, record, true))
-                .await
-                .map_err(|gone| Error::io("journal", std::io::Error::other(gone)))??;
-        } else {
-            journal.append(id, record, false)?;
-        }
-        self.state.lock().journalled = true;
+        stage.append(self.id, record, durable).await?;
+        let mut state = self.state.lock();
+        state.journalled = true;
+        state.durable |= durable;
         Ok(())
     }
 
-    /// Forgets it in the journal.
-    pub(crate) fn unnote(&self, stage: &Stage) {
-        let journalled = std::mem::take(&mut self.state.lock().journalled);
-        if journalled && let Err(error) = stage.journal.append(self.id, Record::Done, false) {
-            // The next mount uploads the same bytes again.
-            tracing::warn!("{error}");
+    /// Forgets it in the journal, before the stage file goes.
+    pub(crate) async fn unnote(&self, stage: &Arc<Stage>) -> Result<()> {
+        let (journalled, durable) = {
+            let state = self.state.lock();
+            (state.journalled, state.durable)
+        };
+        if journalled {
+            stage.append(self.id, Record::Done, durable).await?;
+            let mut state = self.state.lock();
+            (state.journalled, state.durable) = (false, false);
         }
+        Ok(())
     }
 
     /// Puts the file into the storage if it changed. `sync`: a failure leaves it where it outlives the loss of power.
@@ -76,29 +109,65 @@ impl Staged {
         if !self.state.lock().is_dirty() {
             return Ok(());
         }
-        let stage = self.stage()?;
-        let _turn = loop {
-            let path = self.path();
-            let turn = stage.turns.take(vec![Claim::name(&path)]).await;
-            // Renamed while it waited?
-            if self.path() == path {
-                break turn;
-            }
+        let (stage, file) = (self.stage()?, self.clone());
+        let all = async move {
+            let stage = file.stage()?;
+            let _turn = loop {
+                let path = file.path();
+                let turn = stage.turns.take(vec![Claim::name(&path)]).await;
+                // Renamed while it waited?
+                if file.path() == path {
+                    break turn;
+                }
+            };
+            file.publish_in_turn(&stage, sync).await
         };
-        self.publish_in_turn(&stage, sync).await
+        stage.whole(all).await
     }
 
-    /// The same for who has the turn of its name.
+    /// The same, and does not wait for ever: an upload that makes no progress goes on without who waits.
+    pub(crate) async fn publish_told(self: &Arc<Self>, sync: bool) -> Result<()> {
+        let patience = self.stage()?.options.patience;
+        let work = self.publish(sync);
+        tokio::pin!(work);
+        loop {
+            let steps = self.steps.load(Ordering::Relaxed);
+            match tokio::time::timeout(patience, &mut work).await {
+                Ok(done) => return done,
+                Err(_) if self.steps.load(Ordering::Relaxed) != steps => {}
+                Err(_) => {
+                    let why = format!("the upload made no progress for {patience:?}; it goes on in the background");
+                    return Err(Error::new(ErrorKind::TimedOut, format!("{}: {why}", self.path())));
+                }
+            }
+        }
+    }
+
+    /// The same for who has the turn of its name, in a task that nobody gives up.
     pub(crate) async fn publish_in_turn(self: &Arc<Self>, stage: &Arc<Stage>, sync: bool) -> Result<()> {
-        self.state.lock().publishing = true;
-        let _alone = self.gate.write().await;
-        self.quiet().await;
-        let result = self.publish_alone(stage, sync).await;
-        self.state.lock().publishing = false;
-        result
+        let _alone = self.alone().await;
+        self.publish_alone(stage, sync).await
     }
 
-    async fn publish_alone(self: &Arc<Self>, stage: &Arc<Stage>, sync: bool) -> Result<()> {
+    /// Holds the file as it is: nobody writes, and nothing of it is sent.
+    pub(crate) async fn alone(self: &Arc<Self>) -> Alone {
+        // No part begins from now on.
+        self.state.lock().publishing = true;
+        let alone = Alone { file: self.clone(), _gate: self.gate.clone().write_owned().await };
+        loop {
+            self.quiet().await;
+            let mut state = self.state.lock();
+            // The beginning of an upload that ended meanwhile may have begun parts.
+            if state.running == 0 {
+                state.publishing = true;
+                break;
+            }
+        }
+        alone
+    }
+
+    /// The same for who holds it alone.
+    pub(crate) async fn publish_alone(self: &Arc<Self>, stage: &Arc<Stage>, sync: bool) -> Result<()> {
         let (changed, path) = {
             let state = self.state.lock();
             if !state.is_dirty() {
@@ -122,8 +191,10 @@ impl Staged {
                     state.failures += 1;
                 }
                 tracing::warn!("{path}: not uploaded, kept in the stage: {error}");
-                // With what was sent so far, for whoever goes on.
-                if let Err(error) = self.note(stage, sync).await {
+                // With what was sent so far, for whoever goes on; nobody can do that after a loss of power with bytes that
+                // were not synced.
+                let _ = sync;
+                if let Err(error) = self.note(stage, true).await {
                     tracing::error!("{path}: not in the journal: {error}");
                 }
                 self.retry_later(stage);
@@ -145,7 +216,11 @@ impl Staged {
         };
         // In the journal before this file leaves it.
         let noted = stage.attributes.set(&path, Some(&version), &look).await;
-        self.unnote(stage);
+        if let Err(error) = self.unnote(stage).await {
+            // Kept here until the journal takes it, or the next mount uploads the same bytes again.
+            tracing::warn!("{path}: {error}");
+        }
+        stage.found_again(&path).await;
         stage.caches.stored(&path);
         if let Some(bytes) = bytes
             && size > 0
@@ -195,6 +270,17 @@ impl Stage {
         if state.opens > 0 || state.is_dirty() || state.running > 0 {
             return;
         }
+        if state.journalled {
+            // The journal could not be told before.
+            let (stage, staged) = (self.clone(), staged.clone());
+            self.handle.spawn(async move {
+                match staged.unnote(&stage).await {
+                    Ok(()) => stage.let_go(&staged),
+                    Err(error) => tracing::warn!("{}: kept in the stage: {error}", staged.path()),
+                }
+            });
+            return;
+        }
         if files.get(&state.path).is_some_and(|known| Arc::ptr_eq(known, staged)) {
             files.remove(&state.path);
         }
@@ -209,19 +295,18 @@ impl Stage {
             let files = self.files.lock();
             files.iter().filter(|(path, _)| path.is_within(directory)).map(|(_, staged)| staged.clone()).collect()
         };
-        let mut result = Ok(());
-        for staged in files {
+        let published = files.into_iter().map(|staged| async move {
             // What is still being written is not complete, and is synced by its own handle.
             let closed = {
                 let state = staged.state.lock();
                 state.opens == 0 || state.failure.is_some() || self.options.writeback
             };
-            if closed && let Err(error) = staged.publish(true).await {
-                result = Err(error);
-            }
+            let done = if closed { staged.publish(true).await } else { Ok(()) };
             self.let_go(&staged);
-        }
+            done
+        });
+        let published: Vec<Result<()>> = stream::iter(published).buffer_unordered(TOGETHER).collect().await;
         self.attributes.write_all(Some(directory)).await?;
-        result
+        published.into_iter().find(Result::is_err).unwrap_or(Ok(()))
     }
 }

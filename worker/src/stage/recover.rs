@@ -5,17 +5,19 @@
 //! have one each, and what a mount left is found by the next one whichever it takes.
 
 use super::{
-    Caches, Stage, StageOptions,
+    Caches, Pending, Stage, StageOptions,
     attributes::Attributes,
     file::{Base, Staged},
-    journal::{FileRecord, Journal, Record},
+    journal::{FileRecord, Journal, MoveRecord, Record},
+    publish::boot,
     space::Space,
-    turns::Turns,
+    turns::{Claim, Turns},
     upload::{Upload, rand_bits},
 };
-use common::{Error, ErrorKind, Result, UfsPath, Version, budget::MemoryBudget};
+use common::{Error, ErrorKind, Result, Timestamp, UfsPath, Version, budget::MemoryBudget, page::PagePool};
+use futures::FutureExt;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     fs::{File, OpenOptions},
     io,
     num::NonZeroUsize,
@@ -135,11 +137,16 @@ impl Stage {
             _lock: lock,
             journal: journal.clone(),
             space: Space::new(capacity),
+            pages: PagePool::new(budget.clone()),
             budget,
             parts: Semaphore::new(super::PARTS),
             turns: Arc::new(Turns::default()),
             files: Default::default(),
             marked: parking_lot::Mutex::new(lru::LruCache::new(NonZeroUsize::new(MARKED).unwrap_or(NonZeroUsize::MIN))),
+            permission: Default::default(),
+            steps: AtomicU64::new(0),
+            moves: Default::default(),
+            lost: Default::default(),
             caches,
             handle,
             next,
@@ -154,39 +161,108 @@ impl Stage {
     }
 
     fn resume(self: &Arc<Self>, records: BTreeMap<u64, Record>) -> Result<()> {
-        let mut kept = std::collections::HashSet::new();
+        let mut newest: HashMap<Vec<u8>, (u64, FileRecord)> = HashMap::new();
         let mut moves = Vec::new();
         for (id, record) in records {
             match record {
-                Record::File(record) => {
-                    kept.insert(format!("{id}.data"));
-                    self.resume_file(id, *record)?;
-                }
+                Record::File(record) => self.sift(&mut newest, id, *record)?,
                 Record::Move(record) => moves.push((id, record)),
                 Record::Attributes(prefix, changes) => self.attributes.resume(id, prefix, changes),
                 Record::Done => {}
             }
         }
+        let mut kept = HashSet::new();
+        for (id, record) in newest.into_values() {
+            kept.insert(format!("{id}.data"));
+            self.resume_file(id, record)?;
+        }
         self.sweep(&kept)?;
         let files: Vec<Arc<Staged>> = self.files.lock().values().cloned().collect();
+        // Taken before anybody can ask for anything: nobody writes where a rename is still to be settled.
+        let claims = moves.iter().flat_map(|(_, record)| [&record.from, &record.to]);
+        let claims: Vec<Claim> = claims.filter_map(|key| self.claim(key)).collect();
+        let turn = self.turns.take(claims).now_or_never();
         let stage = self.clone();
         let moving = !moves.is_empty();
         let all = async move {
             for (id, record) in moves {
-                while let Err(error) = stage.finish_move(id, &record).await {
-                    tracing::warn!("{} to {}: the rename is not finished yet: {error}", record.from, record.to);
-                    tokio::time::sleep(stage.options.retry_longest).await;
-                }
-                tracing::info!("{} to {}: the rename that was interrupted is settled", record.from, record.to);
+                stage.settle_move(id, record).await;
             }
             if moving {
                 stage.caches.changed_tree(&UfsPath::root());
             }
+            drop(turn);
             for staged in files {
                 staged.retry_later(&stage);
             }
         };
         self.handle.spawn(all);
+        Ok(())
+    }
+
+    /// The tree that a key or prefix of a rename stands for.
+    fn claim(&self, key: &str) -> Option<Claim> {
+        let root = self.objects().prefix(&UfsPath::root()).ok()?;
+        let rest = key.strip_prefix(&root)?.trim_end_matches('/');
+        UfsPath::parse(rest).ok().map(|path| Claim::tree(&path))
+    }
+
+    /// Goes on with a rename that was interrupted, for as long as the storage is away.
+    async fn settle_move(&self, id: u64, record: MoveRecord) {
+        let (from, to) = (&record.from, &record.to);
+        loop {
+            match self.finish_move(id, &record).await {
+                Ok(()) => return tracing::info!("{from} to {to}: the rename that was interrupted is settled"),
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut) => {
+                    tracing::warn!("{from} to {to}: the rename is not finished yet: {error}");
+                    tokio::time::sleep(self.options.retry_longest).await;
+                }
+                Err(error) => {
+                    // Both names are there, and can be used; the next mount tries again.
+                    tracing::error!("{from} to {to}: the rename cannot be finished, both are there: {error}");
+                    return self.moves.lock().push((id, record));
+                }
+            }
+        }
+    }
+
+    /// Takes the record of a file among those that count: whole, and the last of its path.
+    fn sift(&self, newest: &mut HashMap<Vec<u8>, (u64, FileRecord)>, id: u64, record: FileRecord) -> Result<()> {
+        let shown = String::from_utf8_lossy(&record.path).into_owned();
+        if !record.synced && !record.boot.is_empty() && record.boot != boot() {
+            // Neither close nor fsync was answered, and what lies here of it may be anything.
+            tracing::warn!(
+                "{shown}: was being uploaded when the machine went down, and is dropped as it was not synced"
+            );
+            return self.journal.append(id, Record::Done, false);
+        }
+        let end = record.dirty.iter().map(|(_, end)| *end).max().unwrap_or(0);
+        let place = self.place(id);
+        let here = match std::fs::metadata(&place) {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(Error::io(format!("stage file {}", place.display()), error)),
+        };
+        if here < end {
+            let why = format!("{} has {here} of {end} bytes: what was written is lost", place.display());
+            let error = Error::new(ErrorKind::Corrupt, format!("{shown}: {why}; write the file anew, or remove it"));
+            tracing::error!("{error}");
+            let (path, failure) = (UfsPath::parse(&record.path)?, Some((error, Timestamp::now())));
+            self.lost.lock().push((id, Pending { path, size: record.size, failure }));
+            return Ok(());
+        }
+        match newest.entry(record.path.clone()) {
+            Entry::Vacant(free) => drop(free.insert((id, record))),
+            Entry::Occupied(mut known) => {
+                tracing::info!("{shown}: was left by two processes, the later one counts");
+                let (old, kept) = known.get();
+                let older = if record.changed >= kept.changed { *old } else { id };
+                if older != id {
+                    known.insert((id, record));
+                }
+                self.journal.append(older, Record::Done, true)?;
+            }
+        }
         Ok(())
     }
 
@@ -209,17 +285,18 @@ impl Stage {
                 state.dirty.insert(start..end);
             }
             if let Some((upload, mark, parts)) = record.upload {
-                for (_, start, length, _) in &parts {
-                    let mut gone = state.staged.gaps(*start..start + length);
-                    for gap in gone.drain(..) {
+                for (_, start, length, _) in parts.iter().filter(|(.., etag)| !etag.is_empty()) {
+                    for gap in state.staged.gaps(*start..start + length) {
                         state.gone.insert(gap);
                     }
                 }
                 state.upload = Some(Upload::resumed(upload, mark, parts));
             }
             state.changed = 1;
-            state.journalled = true;
-            self.space.take_anyway(state.staged.total());
+            (state.journalled, state.durable) = (true, true);
+            state.mtime = Timestamp { sec: record.changed.0, nsec: record.changed.1 };
+            let lies_here = state.staged.total();
+            self.space.take_anyway(lies_here).keep(lies_here);
         }
         tracing::info!("{path}: {} bytes from an earlier process are uploaded", record.size);
         self.files.lock().insert(path, Arc::new(staged));
@@ -227,7 +304,7 @@ impl Stage {
     }
 
     /// Removes stage files that no record names: they were never closed, or are in the storage.
-    fn sweep(&self, kept: &std::collections::HashSet<String>) -> Result<()> {
+    fn sweep(&self, kept: &HashSet<String>) -> Result<()> {
         let failed = |error| Error::io(format!("stage directory {}", self.directory.display()), error);
         for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;

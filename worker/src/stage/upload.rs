@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - a part that is sent counts only while nobody wrote into its range after its bytes were read;
+//! - bytes that are given up here are never sent: a range that has such is an error, not zeros;
+//! - an object is made only of parts that follow each other from the first byte to the last;
 //! - parts of a file that grows follow a fixed rule of sizes, so that 10,000 of them reach the largest object;
 //! - one part in memory for each that is under way, reserved in the budget; larger ones are sent from the stage file.
 
@@ -14,7 +16,10 @@ use super::{
 use bytes::Bytes;
 use common::{Error, ErrorKind, Result, Version, metrics::metrics};
 use futures::{StreamExt, stream};
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 use ufs::{Body, Condition, Limits, Part};
 
 /// The name of the metadata by which a finished upload is recognised.
@@ -51,13 +56,13 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    /// An upload with these parts sent.
+    /// An upload with these parts; those that have an etag are sent.
     pub(crate) fn resumed(id: String, mark: String, parts: Vec<super::journal::SentPart>) -> Self {
         let segment = |(number, start, length, etag): super::journal::SentPart| Segment {
             number,
             range: start..start + length,
             copy: false,
-            done: Some(Part { number, etag }),
+            done: (!etag.is_empty()).then_some(Part { number, etag }),
             epoch: 0,
         };
         Self { id, mark, parts: parts.into_iter().map(segment).collect(), planned_for: None }
@@ -82,6 +87,18 @@ impl Upload {
 
     fn end(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.range.end)
+    }
+
+    /// What is sent, if that makes a file of `size` bytes.
+    fn whole(&self, size: u64) -> Option<Vec<Part>> {
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (index, segment) in self.parts.iter().enumerate() {
+            let follows = segment.range.start == at && segment.number as usize == index + 1;
+            parts.push(segment.done.clone().filter(|_| follows)?);
+            at = segment.range.end;
+        }
+        (at == size).then_some(parts)
     }
 }
 
@@ -181,6 +198,7 @@ impl Staged {
             let mut state = self.state.lock();
             match begun {
                 Ok(upload) => state.upload = Some(upload),
+                Err(_) if state.removed => {}
                 // Whoever closes the file tries again, and is told.
                 Err(error) => {
                     tracing::info!("{}: not sent while it is written: {error}", state.path);
@@ -190,8 +208,30 @@ impl Staged {
             state.publishing = false;
             state.running -= 1;
         }
+        self.sent_early();
+    }
+
+    /// After a part that was sent while the file was written: whoever waits looks, and what nobody needs goes.
+    fn sent_early(self: &Arc<Self>) {
         self.progress.notify_waiters();
+        let Ok(stage) = self.stage() else { return };
         self.advance();
+        self.abandon(&stage);
+        stage.let_go(self);
+    }
+
+    /// Aborts the upload of a file that is removed, once no part of it is under way.
+    pub(crate) fn abandon(&self, stage: &Arc<Stage>) {
+        let (path, upload) = {
+            let mut state = self.state.lock();
+            if !state.removed || state.running > 0 {
+                return;
+            }
+            (state.path.clone(), state.upload.take())
+        };
+        if let (Some(upload), Ok(key)) = (upload, stage.objects().key(&path)) {
+            stage.give_up(key, upload.id);
+        }
     }
 
     async fn send_early(self: Arc<Self>, upload: String, part: Segment) {
@@ -217,8 +257,7 @@ impl Staged {
                 current.done = Some(sent);
             }
         }
-        self.progress.notify_waiters();
-        self.advance();
+        self.sent_early();
     }
 
     async fn begin(&self, stage: &Stage, planned_for: Option<u64>) -> Result<Upload> {
@@ -250,25 +289,45 @@ impl Staged {
         }
         let length = part.range.end - part.range.start;
         let reserved = if length <= IN_MEMORY { stage.budget.reserve(length as usize).await.ok() } else { None };
-        let body = match reserved {
-            Some(_) => Body::Bytes(self.assemble(part.range.clone()).await?),
+        let (body, brought) = match reserved {
+            Some(_) => (Body::Bytes(self.assemble(part.range.clone()).await?), Vec::new()),
             None => {
-                self.have(stage, part.range.clone()).await?;
-                Body::File { file: self.file()?, offset: part.range.start, length }
+                let brought = self.have(stage, part.range.clone()).await?;
+                (Body::File { file: self.file()?, offset: part.range.start, length }, brought)
             }
         };
-        let sent = stage.objects().part(key, upload, part.number, &body).await?;
+        let sent = stage.objects().part(key, upload, part.number, &body).await;
+        if !brought.is_empty() {
+            self.forget(stage, brought);
+        }
+        let sent = sent?;
         metrics().ufs_written_bytes.inc_by(length);
+        self.stepped(stage);
         Ok(sent)
+    }
+
+    /// Something was sent.
+    fn stepped(&self, stage: &Stage) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        stage.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What of a range only the object has. Fails when bytes of it are given up here: they are in a part that is sent, which
+    /// then must count.
+    fn wanting(&self, range: &Range<u64>) -> Result<(Vec<Range<u64>>, Option<Base>)> {
+        let state = self.state.lock();
+        if state.gone_within(range) {
+            let why =
+                format!("bytes {} to {} are in the upload only, and cannot be sent again", range.start, range.end);
+            return Err(Error::new(ErrorKind::Io, format!("{}: {why}", state.path)));
+        }
+        let end = range.end.min(state.base_valid).max(range.start);
+        Ok((state.staged.gaps(range.start..end), state.base.clone()))
     }
 
     /// The bytes of a range in memory, with what only the object has.
     async fn assemble(&self, range: Range<u64>) -> Result<Bytes> {
-        let (gaps, base) = {
-            let state = self.state.lock();
-            let end = range.end.min(state.base_valid).max(range.start);
-            (state.staged.gaps(range.start..end), state.base.clone())
-        };
+        let (gaps, base) = self.wanting(&range)?;
         let file = self.file()?;
         let (start, length) = (range.start, (range.end - range.start) as usize);
         let read = tokio::task::spawn_blocking(move || read_zeros(&file, start, length)).await;
@@ -282,32 +341,30 @@ impl Staged {
         Ok(bytes.into())
     }
 
-    /// Has a range in the stage file, fetching what only the object has.
-    async fn have(&self, stage: &Arc<Stage>, range: Range<u64>) -> Result<()> {
-        let (gaps, base) = {
-            let state = self.state.lock();
-            let end = range.end.min(state.base_valid).max(range.start);
-            (state.staged.gaps(range.start..end), state.base.clone())
-        };
-        let Some(base) = base else { return Ok(()) };
+    /// Has a range in the stage file, fetching what only the object has, whether there is room or not: without it nothing
+    /// would ever become free. Returns what was fetched, to be given up again when it is sent.
+    async fn have(&self, stage: &Arc<Stage>, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let (gaps, base) = self.wanting(&range)?;
+        let mut brought = Vec::new();
+        let Some(base) = base else { return Ok(brought) };
         for gap in gaps {
             let mut at = gap.start;
             while at < gap.end {
                 let end = gap.end.min(at + (8 << 20));
                 let fetched = self.fetch(&base, at..end).await?;
-                self.keep_alone(stage, &base, at, &fetched, true)?;
+                let mut taken = stage.space.take_anyway(end - at);
+                brought.extend(self.keep_alone(&mut taken, &base, at, &fetched)?);
                 at = end;
             }
         }
-        Ok(())
+        Ok(brought)
     }
 
     /// Puts the file into the storage as it is. The caller holds the gate alone and no part is under way.
     pub(crate) async fn upload(self: &Arc<Self>, stage: &Arc<Stage>) -> Result<(Version, Option<Bytes>)> {
         let limits = stage.objects().limits();
         let (path, size, look, changed, base, base_valid, dirty, mut upload, has_gone) = {
-            let mut state = self.state.lock();
-            let upload = state.upload.take();
+            let state = self.state.lock();
             (
                 state.path.clone(),
                 state.size,
@@ -316,14 +373,16 @@ impl Staged {
                 state.base.clone(),
                 state.base_valid,
                 state.dirty.clone(),
-                upload,
+                state.upload.clone(),
                 !state.gone.is_empty(),
             )
         };
         let key = stage.objects().key(&path)?;
+        stage.overtaken(&key)?;
         self.file()?.set_len(size).map_err(|error| Error::io(format!("{path}: stage file"), error))?;
         if size <= stage.options.put_max && !has_gone {
             if let Some(upload) = upload {
+                self.state.lock().upload = None;
                 stage.give_up(key.clone(), upload.id);
             }
             let _reserved = stage.budget.reserve(size as usize).await?;
@@ -334,6 +393,7 @@ impl Staged {
             let body = Body::Bytes(bytes.clone());
             let stored = stage.objects().put(&key, &body, &metadata, &Condition::Any).await?;
             metrics().ufs_written_bytes.inc_by(size);
+            self.stepped(stage);
             return Ok((stored.version, Some(bytes)));
         }
         // An upload that was planned for another state is of no use any more.
@@ -341,6 +401,7 @@ impl Staged {
             && planned != changed
             && let Some(old) = upload.take()
         {
+            self.state.lock().upload = None;
             stage.give_up(key.clone(), old.id);
         }
         let mut upload = match upload {
@@ -368,17 +429,23 @@ impl Staged {
             };
             upload.parts = parts.into_iter().enumerate().map(segment).collect();
         }
-        let done = self.finish(stage, &key, &mut upload, base.as_ref()).await;
+        let done = self.finish(stage, &key, &mut upload, base.as_ref(), size).await;
+        let mut state = self.state.lock();
         match done {
-            Ok(version) => Ok((version, None)),
+            Ok(version) => {
+                state.upload = None;
+                Ok((version, None))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound && !has_gone => {
                 // The upload itself is gone: the next attempt begins a new one, since all bytes are still here.
+                state.upload = None;
                 Err(Error::new(ErrorKind::Io, format!("{error}; it is made again from the start")))
             }
             Err(error) => {
                 // Kept, so that the next attempt sends only what is missing.
-                self.state.lock().upload = Some(upload);
-                Err(error)
+                state.upload = Some(upload);
+                let kind = if error.kind() == ErrorKind::NotFound { ErrorKind::Io } else { error.kind() };
+                Err(Error::new(kind, error.message().to_owned()))
             }
         }
     }
@@ -389,6 +456,7 @@ impl Staged {
         key: &str,
         upload: &mut Upload,
         base: Option<&Base>,
+        size: u64,
     ) -> Result<Version> {
         let id = upload.id.clone();
         let missing: Vec<Segment> = upload.parts.iter().filter(|part| part.done.is_none()).cloned().collect();
@@ -416,7 +484,10 @@ impl Staged {
         let done = match failed {
             Some(error) => Err(error),
             None => {
-                let parts: Vec<Part> = upload.parts.iter().filter_map(|part| part.done.clone()).collect();
+                let parts = upload.whole(size).ok_or_else(|| {
+                    let why = format!("its parts do not make {size} bytes; it stays in the stage");
+                    Error::new(ErrorKind::Corrupt, format!("{key}: {why}"))
+                })?;
                 stage.objects().complete(key, &id, &parts, (MARK, &upload.mark)).await
             }
         };

@@ -11,6 +11,7 @@ mod peer;
 mod protocol;
 mod serving;
 mod tls;
+mod writing;
 
 use client::mount_table::{MountEntry, MountTable};
 use common::conf::{Conf, Environment, Source};
@@ -52,6 +53,7 @@ fn options(dir: &Path, mounts: &[(&str, &str)]) -> ServerOptions {
         cluster: Cluster::Alone(table),
         failure_timeout: Duration::from_secs(5),
         may_move: false,
+        writes: true,
         limits: Limits { drain: Duration::from_secs(30), ..Limits::default() },
         conf,
     }

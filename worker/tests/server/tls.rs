@@ -69,9 +69,21 @@ fn client(identity: Option<(PathBuf, PathBuf)>, ca: PathBuf, server_name: Option
 /// Asks for attributes and reads the file, both over the network.
 async fn use_it(server: &Server, tls: Option<ClientTls>, version: &Version, size: usize) -> Result<Vec<u8>> {
     let address = &server.entry().address;
-    let dial = Dial { worker: server.entry().identity.identifier, name: "a test", patience: LIMIT, tls: tls.as_ref() };
+    let dial = Dial {
+        worker: server.entry().identity.identifier,
+        name: "a test",
+        patience: LIMIT,
+        tls: tls.as_ref(),
+        owners: &[],
+    };
     let data = within("connect", DataConnection::tcp("127.0.0.1", address.data_port, dial)).await;
-    let link_options = LinkOptions { name: "a test".into(), short_circuit: false, patience: LIMIT, tls: tls.clone() };
+    let link_options = LinkOptions {
+        name: "a test".into(),
+        short_circuit: false,
+        patience: LIMIT,
+        tls: tls.clone(),
+        socket_owners: Vec::new(),
+    };
     let link = Link::new(server.entry().clone(), link_options)?;
     let request = GetAttrRequest { storage: MEMORY.into(), path: "f".into(), fresh: false };
     let asked = within("attributes", link.call(async move |client| client.get_attr(request).await)).await;
@@ -127,7 +139,13 @@ async fn only_who_shows_a_certificate_of_the_authority_is_let_in() {
     assert!(message.contains("worker.elsewhere") || message.contains("not valid for name"), "{message}");
 
     // A client without TLS is told why, by what the worker registered.
-    let link_options = LinkOptions { name: "a test".into(), short_circuit: false, patience: LIMIT, tls: None };
+    let link_options = LinkOptions {
+        name: "a test".into(),
+        short_circuit: false,
+        patience: LIMIT,
+        tls: None,
+        socket_owners: Vec::new(),
+    };
     let link = Link::new(server.entry().clone(), link_options).unwrap();
     let message = within("data", link.data(0)).await.err().expect("refused").to_string();
     assert!(message.contains("alluxio.network.tls.enabled"), "{message}");

@@ -228,6 +228,9 @@ fn run(steps: Vec<Step>) {
     }
     server.clear_faults();
     mount.run(mount.stage.drain(Duration::from_secs(30))).unwrap();
+    crate::until("what is counted is what lies on disk: nothing", || {
+        mount.stage.used() == 0 && crate::losses::data_files(stage.path()).is_empty()
+    });
     for file in FILES {
         check(&mount, &model, file);
         assert_eq!(object(&server, file).as_ref(), model.files.get(file), "{file} in the bucket");

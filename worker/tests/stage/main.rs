@@ -1,6 +1,7 @@
 //! Changes of objects below FUSE: a worker with a stage over a real S3 server that misbehaves.
 
 mod files;
+mod losses;
 mod machine;
 mod names;
 mod trouble;

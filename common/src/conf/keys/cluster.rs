@@ -18,6 +18,10 @@ keys! { Scope::All;
     /// The name of the cluster.
     CLUSTER_NAME: String = Decl::named("alluxio.cluster.name").default("DefaultAlluxioCluster");
 
+    /// Whether files are written through workers: by a worker, for whoever reaches its ports (see alluxio.network.tls.enabled);
+    /// by a mount of the namespace, which then asks the owner for every name.
+    CLUSTER_WRITES: bool = Decl::named("alluxio.cluster.writes.enabled").default("false");
+
     /// The addresses of etcd.
     ETCD_ENDPOINTS: Vec<String> = Decl::named("alluxio.etcd.endpoints").default("");
 
@@ -91,4 +95,8 @@ keys! { Scope::All;
 
     /// Whether a worker on the same host is read through its files.
     SHORT_CIRCUIT_ENABLED: bool = Decl::named("alluxio.user.short.circuit.enabled").default("true");
+
+    /// The users (by number) whose domain sockets clients trust to be a worker's, beside root and the client's own user.
+    DOMAIN_SOCKET_OWNERS: Vec<u64> =
+        Decl::named("alluxio.user.domain.socket.trusted.uids").default("").range(0, u32::MAX as u64);
 }

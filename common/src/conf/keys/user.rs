@@ -56,8 +56,9 @@ keys! { Scope::Client;
     CLIENT_CACHE_ASYNC_WRITE: bool = Decl::named("alluxio.user.client.cache.async.write.enabled").default("true").reserved();
 
     /// Whether a mount of an object store takes writes, where the service is S3 or speaks its language. Other
-    /// services take none either way.
-    OBJECT_WRITES: bool = Decl::named("alluxio.user.object.writes.enabled").default("false");
+    /// services take none either way. When it is off, what writers keep beside the objects (mode, owner, times, links) is
+    /// not asked for either; a mount with `-o ro` takes no writes and shows that.
+    OBJECT_WRITES: bool = Decl::named("alluxio.user.object.writes.enabled").default("true");
 
     /// The directory in which files of object stores are staged while they are written, and until they are uploaded. It is
     /// best on a disk that outlives the machine's restart: what could not be uploaded waits there for the next mount.

@@ -98,6 +98,7 @@ alluxio.worker.data.server.domain.socket.as.uuid=true
 {{- with $uids }}
 alluxio.worker.data.server.domain.socket.allowed.uids={{ range $i, $uid := uniq . }}{{ if $i }},{{ end }}{{ int64 $uid }}{{ end }}
 {{- end }}
+alluxio.user.domain.socket.trusted.uids={{ int64 .Values.worker.runAsUser }}
 {{- end }}
 alluxio.fuse.web.port={{ .Values.fuse.webPort }}
 alluxio.fuse.web.bind.host=0.0.0.0

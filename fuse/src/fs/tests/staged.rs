@@ -20,7 +20,7 @@ impl Setup {
     fn write(&self, opened: &Opened, offset: u64, text: &str, append: bool) {
         assert!(self.fs.write_now(opened.handle, offset, text.as_bytes(), append, false).is_none());
         let data = bytes::Bytes::copy_from_slice(text.as_bytes());
-        self.runtime.block_on(self.fs.write(opened.handle, offset, data, append)).unwrap();
+        self.runtime.block_on(self.fs.write(opened.handle, offset, data, append, false)).unwrap();
     }
 
     fn flush(&self, id: u64, opened: &Opened) -> Result<()> {
