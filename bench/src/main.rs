@@ -82,12 +82,15 @@ fn run(arguments: Arguments) -> Result<()> {
         _ => data::Sizes::FULL,
     };
     let free = machine::free_bytes(&arguments.scratch)?;
+    let reads = wanted.iter().any(|row| row.reads);
+    // Who only writes does so to three large files at most, and to small ones.
+    let needed = if reads { sizes.scratch } else { 4 * sizes.large };
     ensure!(
-        free >= sizes.scratch,
+        free >= needed,
         "{} has {} MiB free, the run needs {}: name another directory with --scratch",
         arguments.scratch.display(),
         free >> 20,
-        sizes.scratch >> 20
+        needed >> 20
     );
     let scratch = tempfile::Builder::new().prefix("alluxio-bench-").tempdir_in(&arguments.scratch)?;
     // As the table of mounts has it.
@@ -95,7 +98,7 @@ fn run(arguments: Arguments) -> Result<()> {
     cleanup::on_signals(scratch_path.clone())?;
 
     let root = scratch_path.join("data");
-    if wanted.iter().any(|row| row.reads) {
+    if reads {
         eprintln!("making data in {}", root.display());
         data::make(&root, &sizes)?;
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use s3server::{Action, Credentials, Fault, Operation};
-use tests::{Mount, Store, data::errno, machine::Tmpfs, mounts_work, s3::BUCKET, wait_for};
+use tests::{Mount, Store, data::errno, machine::Tmpfs, mounts_work, s3::BUCKET, try_for, wait_for};
 
 /// Writes a file; the errno of the first call that failed, close included.
 fn write(path: &Path, bytes: &[u8]) -> i32 {
@@ -37,11 +37,17 @@ fn mount(store: &Store) -> Mount {
             "alluxio.user.ufs.deadline=2s",
             "alluxio.user.ufs.retries=2",
         ])
+        .life(Duration::from_secs(900))
         .start()
 }
 
 fn object(store: &Store, key: &str) -> Option<Vec<u8>> {
     store.server().object(BUCKET, key).map(|object| object.bytes().expect("its bytes"))
+}
+
+/// Waits for what is tried again in the background: the pauses grow to a minute on a machine that is slow.
+fn later<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    try_for(Duration::from_secs(180), ask).unwrap_or_else(|| panic!("{what}: not in time"))
 }
 
 fn uploads(mount: &Mount) -> serde_json::Value {
@@ -92,11 +98,11 @@ fn what_fails_is_told_kept_listed_and_done_later() {
         let words = mount.run(&["status"]);
         assert!(String::from_utf8_lossy(&words.stdout).contains(&small), "{words:?}");
         store.server().clear_fault(fault);
-        wait_for("it is uploaded", || object(&store, &small).filter(|found| *found == text.as_bytes()));
+        later("it is uploaded", || object(&store, &small).filter(|found| *found == text.as_bytes()));
         if with_parts {
-            wait_for("so is the large one", || object(&store, &big).filter(|found| *found == large));
+            later("so is the large one", || object(&store, &big).filter(|found| *found == large));
         }
-        wait_for("nothing waits", || (uploads(&mount)["files"] == 0).then_some(()));
+        later("nothing waits", || (uploads(&mount)["files"] == 0).then_some(()));
     }
     mount.stop();
 }
@@ -149,7 +155,7 @@ fn credentials_that_expire_during_an_upload_are_told_and_nothing_is_lost() {
     drop(file);
     assert_eq!(uploads(&mount)["failed"], 1);
     store.server().set_credentials(vec![key]);
-    wait_for("it is uploaded", || object(&store, "f").filter(|found| *found == bytes));
+    later("it is uploaded", || object(&store, "f").filter(|found| *found == bytes));
     mount.stop();
 }
 
@@ -162,11 +168,7 @@ fn a_stage_without_room_answers_enospc_and_readers_go_on() {
     store.put("readable", *b"r");
     // The disk is smaller than what the stage may take.
     let disk = Tmpfs::new(24 << 20);
-    let mount = store
-        .mount("")
-        .option("alluxio.user.ufs.deadline=1s")
-        .option(format!("alluxio.user.stage.dir={}", disk.path().display()))
-        .start();
+    let mount = store.mount("").option(format!("alluxio.user.stage.dir={}", disk.path().display())).start();
     let file = File::create(mount.join("full")).unwrap();
     let block = vec![7; 1 << 20];
     // Not in order, so that nothing can be sent early.

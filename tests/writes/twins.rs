@@ -251,3 +251,60 @@ fn a_tree_and_its_twin() {
         mount.stop();
     }
 }
+
+/// What a call may be answered when others make and take away names at the same time. Nothing else: above all no error of
+/// the mount's own.
+const COMMON: [i32; 9] = [
+    libc::ENOENT,
+    libc::EEXIST,
+    libc::ENOTDIR,
+    libc::EISDIR,
+    libc::ENOTEMPTY,
+    libc::EINVAL,
+    libc::ELOOP,
+    libc::EPERM,
+    libc::ENXIO,
+];
+
+#[test]
+fn a_crowd_in_one_tree() {
+    if !mounts_work() {
+        return;
+    }
+    let seed = seed();
+    let steps = if full() { 40_000 } else { 2_500 };
+    for way in WAYS {
+        let (source, mount) = mount(way);
+        std::thread::scope(|scope| {
+            for number in 0..4u64 {
+                let root = mount.path().to_owned();
+                scope.spawn(move || {
+                    let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
+                    let mut twin = Twin { root, held: Vec::new() };
+                    let mut stale = 0;
+                    for _ in 0..steps {
+                        let step = step(&mut random);
+                        if matches!(step, Step::Fifo(_)) {
+                            // Whoever opened one believing it a file would wait for the other end.
+                            continue;
+                        }
+                        match twin.run(&step).map_err(|error| error.raw_os_error()) {
+                            Ok(_) => {}
+                            // The kernel looks again once; who loses the race twice is told so.
+                            Err(Some(libc::ESTALE)) => stale += 1,
+                            Err(errno) => assert!(
+                                errno.is_some_and(|errno| COMMON.contains(&errno)),
+                                "{way}, ALLUXIO_TESTS_SEED={seed}: {step:?}: errno {errno:?}"
+                            ),
+                        }
+                    }
+                    assert!(stale * 50 < steps, "{way}: {stale} of {steps} calls were answered ESTALE");
+                    println!("{way}: {stale} of {steps} stale");
+                });
+            }
+        });
+        let seen = |root: &Path| Twin { root: root.to_owned(), held: Vec::new() }.whole();
+        assert_eq!(seen(mount.path()), seen(source.path()), "{way}, ALLUXIO_TESTS_SEED={seed}");
+        mount.stop();
+    }
+}

@@ -13,7 +13,7 @@ use crate::{
     session::{SessionError, mounter, process, run::Served, signals, takeover},
 };
 use common::{
-    UfsUri,
+    ErrorKind, UfsUri,
     conf::{Conf, MountOptions, Role, Source, keys},
     handover::{Answer, Order, Session, Talk},
     logging::{self, LogOptions},
@@ -27,7 +27,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long the order may take to arrive.
@@ -209,6 +209,7 @@ fn start(
         false => None,
     };
     drop(session);
+    predecessor_ended(&plan.conf.get(&keys::user::STAGE_DIR), limit)?;
     let served = process::within(limit, move || mount::served(plan, false))
         .map_err(|error| format!("a thread to build the file system: {error}"))?
         .ok_or_else(|| {
@@ -236,6 +237,24 @@ fn start(
         Ok(Event::Ended(Ok(()))) => Err("it was unmounted during the start".to_owned().into()),
         Ok(Event::Stop) => Err("it was stopped during the start".to_owned().into()),
         Err(_) => Err("the kernel does not begin the connection".to_owned().into()),
+    }
+}
+
+/// Waits for the end of a process that served the session before and was killed just now. Its stage would count as in use until
+/// then, and this process would not find what was left in it.
+fn predecessor_ended(stage: &Path, limit: Duration) -> Result<(), Refused> {
+    let end = Instant::now() + limit;
+    loop {
+        match worker::stage::left_behind(stage) {
+            Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                return Err(format!("{}: the process that served this before does not end", error.message()).into());
+            }
+            // Whatever else is wrong with it is told when it is opened.
+            _ => return Ok(()),
+        }
     }
 }
 

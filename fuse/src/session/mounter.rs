@@ -17,7 +17,7 @@ use nix::sys::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -63,6 +63,8 @@ type Table = Arc<Mutex<HashMap<String, Held>>>;
 
 struct Mounter {
     held: Table,
+    /// Sessions of which a process is being started: their stages are looked into by nobody else meanwhile.
+    starting: Mutex<HashSet<String>>,
     generations: AtomicUsize,
     talks: AtomicUsize,
     draining: AtomicBool,
@@ -88,6 +90,7 @@ pub fn run(socket: &Path, cache_dirs: Vec<PathBuf>, stage_dir: PathBuf, trails: 
     let failed = |error: io::Error| SessionError::system("a thread of the mounter", error);
     let mounter = Arc::new(Mounter {
         held: Table::default(),
+        starting: Mutex::default(),
         generations: AtomicUsize::new(0),
         talks: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
@@ -249,7 +252,11 @@ impl Mounter {
         };
         // Whoever orders it anew knows that the old one is of no use; what it cached still is.
         self.stop(&session.key);
-        match self.start(session, connection, descriptors.next()) {
+        let key = session.key.clone();
+        self.starting.lock().insert(key.clone());
+        let started = self.start(session, connection, descriptors.next());
+        self.starting.lock().remove(&key);
+        match started {
             Ok(answer) => answer,
             Err(error) => failed(format!("a process for the session: {error}")),
         }
@@ -350,6 +357,10 @@ impl Mounter {
             Some(Err(error)) => {
                 failed(format!("the process of session {key} does not say what it has uploaded: {error}"))
             }
+            None if self.starting.lock().contains(key) => Answer::Pending {
+                message: "the process that uploads what is left is being started".into(),
+                served: false,
+            },
             None => match worker::stage::left_behind(&self.stage_dir.join(key)) {
                 Ok(0) => Answer::Settled,
                 Ok(left) => Answer::Pending {

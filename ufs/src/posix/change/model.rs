@@ -271,7 +271,7 @@ fn found(root: &Path) -> BTreeMap<String, String> {
 }
 
 fn path(at: &[usize]) -> UfsPath {
-    UfsPath::parse(&at.iter().map(|name| NAMES[*name]).collect::<Vec<_>>().join("/")).unwrap()
+    UfsPath::parse(at.iter().map(|name| NAMES[*name]).collect::<Vec<_>>().join("/")).unwrap()
 }
 
 fn how(number: u8) -> RenameMode {
