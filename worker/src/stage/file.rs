@@ -226,7 +226,7 @@ impl Staged {
             return Err(Error::new(ErrorKind::Io, format!("{}: a byte has no place", self.path())));
         };
         let fetched = match self.fetch(&base, block.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Stale && self.rebase().await? => {
+            Err(error) if error.kind() == ErrorKind::Stale && self.moved_on(&base).await? => {
                 return Box::pin(self.read_some(at, end, bytes)).await;
             }
             fetched => fetched?,
@@ -283,6 +283,13 @@ impl Staged {
             state.base = Some(Base { path: base.path, version: found.version });
         }
         Ok(same)
+    }
+
+    /// Whether the bytes of `base` lie in another version by now, which is known here: it was published, or is
+    /// [an earlier state](Self::rebase).
+    async fn moved_on(&self, base: &Base) -> Result<bool> {
+        let known = self.state.lock().base.as_ref() != Some(base);
+        Ok(known || self.rebase().await?)
     }
 
     /// Keeps bytes of the object in the stage, if that is possible at once.
@@ -532,7 +539,13 @@ impl Staged {
                 stage.space.try_take(length)
             });
             let Some(mut taken) = taken else { return Ok(false) };
-            let bytes = self.fetch(&base, gap.clone()).await?;
+            let bytes = match self.fetch(&base, gap.clone()).await {
+                Err(error) if error.kind() == ErrorKind::Stale && self.moved_on(&base).await? => {
+                    drop(taken);
+                    return Box::pin(self.bring(range)).await;
+                }
+                fetched => fetched?,
+            };
             let _alone = self.gate.write().await;
             self.keep_alone(&mut taken, &base, gap.start, &bytes)?;
         }

@@ -301,3 +301,27 @@ fn of_two_records_of_a_name_the_later_counts() {
     assert_eq!(object(&server, "f").unwrap(), b"later");
     until("nothing is left", || mount.stage.used() == 0 && data_files(directory.path()).is_empty());
 }
+
+#[test]
+fn what_an_upload_stored_whose_answer_was_lost_is_read_on_from() {
+    let (server, directory) = (server(), tempfile::tempdir().unwrap());
+    let mount = Mount::new(&server, directory.path());
+    let mut wanted = pattern(1, 9000);
+    mount.write("f", &wanted).unwrap();
+    // Stored, and yet it failed.
+    server.fault(Fault::new(Action::ActThenError(500)).on(Operation::PutObject).times(1));
+    server.fault(Fault::new(Action::Error(503)).on(Operation::PutObject));
+    let handle = mount.open("f", libc::O_RDWR).unwrap();
+    mount.run(handle.write(4000, Bytes::from_static(b"changed"))).unwrap();
+    wanted[4000..4007].copy_from_slice(b"changed");
+    assert!(mount.run(handle.flush()).is_err());
+    drop(handle);
+    mount.kill();
+    assert!(object(&server, "f").unwrap() == wanted);
+    // The next process knows the object by its older version, and cannot upload either.
+    let mount = Mount::new(&server, directory.path());
+    assert!(mount.read("f").unwrap() == wanted);
+    server.clear_faults();
+    mount.run(mount.stage.drain(Duration::from_secs(30))).unwrap();
+    assert!(object(&server, "f").unwrap() == wanted);
+}
