@@ -98,9 +98,12 @@ fn a_dead_volume_is_unpublished_cleanly() {
     nix::mount::mount(Some(&source), &target, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
     kubelet.mounter.kill();
     kubelet.plugin.kill();
-    let at = target.clone();
-    let errno = bounded(move || std::fs::read_dir(at).and_then(|mut all| all.next().transpose()).unwrap_err());
-    assert_eq!(errno.raw_os_error(), Some(libc::ENOTCONN));
+    // A request that the dying process had taken ends in another way.
+    wait_for("a dead volume", || {
+        let at = target.clone();
+        let listed = bounded(move || std::fs::read_dir(at).and_then(|mut all| all.next().transpose()));
+        listed.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)).then_some(())
+    });
     kubelet.restart_plugin();
     assert!(kubelet.stats("pod").unwrap().volume_condition.unwrap().abnormal || !kubelet.mounts().is_empty());
     kubelet.unpublish("pod").unwrap();
