@@ -188,6 +188,8 @@ fn what_the_source_says_at_close_is_told_at_close() {
             file.write_all_at(b"text", 0).unwrap();
             nix::unistd::close(file)
         };
+        // A first one is taken: whether anything may be written at all is asked at open.
+        assert_eq!(write(&format!("first {way}")), Ok(()), "{way}");
         let refused = store.fault(Fault::new(Action::Error(403)).key("refused"));
         assert_eq!(write(&format!("refused {way}")), Err(nix::errno::Errno::EACCES), "{way}");
         assert_eq!(write(&format!("taken {way}")), Ok(()), "{way}");
