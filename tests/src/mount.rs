@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -157,7 +158,7 @@ impl Mounting {
                 return Some(Err(status));
             }
             let up = !occupied && mounted(&mount.point).is_some() && !dead(&mount.point);
-            (up && std::fs::metadata(&mount.point).is_ok()).then_some(Ok(()))
+            (up && is_crossed(&mount.point)).then_some(Ok(()))
         });
         match up {
             Some(Ok(())) => Ok(mount),
@@ -193,6 +194,14 @@ impl Mounting {
         std::fs::metadata(&mount.point).expect("the mount answers when the command has returned");
         mount
     }
+}
+
+/// Whether a path answers and is on another device than the directory that it is in. A dead mount that is taken away and
+/// the directory below it answer one after the other, and neither is the new mount.
+fn is_crossed(point: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    let above = point.parent().and_then(device);
+    device(point).is_some_and(|device| above.is_some_and(|above| above != device))
 }
 
 /// A daemon that ended instead of mounting.
