@@ -288,8 +288,9 @@ impl Staged {
     /// Whether the bytes of `base` lie in another version by now, which is known here: it was published, or is
     /// [an earlier state](Self::rebase).
     async fn moved_on(&self, base: &Base) -> Result<bool> {
-        let known = self.state.lock().base.as_ref() != Some(base);
-        Ok(known || self.rebase().await?)
+        let known = || self.state.lock().base.as_ref() != Some(base);
+        // Looked at once more: an upload may have found it out meanwhile, and then there is nothing left to find.
+        Ok(known() || self.rebase().await? || known())
     }
 
     /// Keeps bytes of the object in the stage, if that is possible at once.
