@@ -304,27 +304,6 @@ impl MetadataCache {
         }
     }
 
-    /// Drops everything that is known of a directory and below it.
-    pub fn forget_tree(&self, path: &UfsPath) {
-        self.forget(path);
-        let within = |key: &[u8]| {
-            let root = path.as_bytes();
-            root.is_empty() || (key.starts_with(root) && (key.len() == root.len() || key[root.len()] == b'/'))
-        };
-        for index in 0..SHARDS {
-            let mut points = self.points[index].lock();
-            let gone: Vec<Box<[u8]>> =
-                points.iter().filter(|(key, _)| within(key)).map(|(key, _)| key.clone()).collect();
-            gone.iter().for_each(|key| drop(points.pop(key)));
-            drop(points);
-            let snapshots = self.snapshots[index].lock();
-            let gone: Vec<Box<[u8]>> =
-                snapshots.iter().filter(|(key, _)| within(key)).map(|(key, _)| key.clone()).collect();
-            drop(snapshots);
-            gone.iter().for_each(|key| self.forget_listing(key));
-        }
-    }
-
     /// Drops what is known of `path` itself, below it as a directory, and as an entry of its directory.
     pub fn forget(&self, path: &UfsPath) {
         // Raised first: a request that began before and ends after this call finds a newer epoch when it stores.

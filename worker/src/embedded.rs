@@ -397,7 +397,7 @@ impl Caches for Hooks {
 
     fn changed_tree(&self, path: &UfsPath) {
         let Some(inner) = self.0.upgrade() else { return };
-        inner.cache.forget_tree(path);
+        inner.cache.forget_below(path);
         inner.asking.lock().retain(|asked, _| !asked.is_within(path));
         inner.lister.detach_tree(path);
         inner.detach(path);
