@@ -119,7 +119,7 @@ fn the_checker_finds_what_is_wrong() {
 
 #[test]
 fn no_read_sees_what_was_overwritten_before_it_began() {
-    let full = std::env::var("ALLUXIO_TESTS").is_ok_and(|value| value == "full");
+    let full = tests::full();
     let Some(mut shared) = Shared::start(3) else { return };
     let steps = if full { 100_000 } else { 1_500 };
     let seed: u64 = match std::env::var("ALLUXIO_TESTS_SEED") {

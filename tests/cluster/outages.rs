@@ -35,10 +35,6 @@ const BACK: f64 = 0.8;
 const ROOT: &str = "ALLUXIO_TEST_READER_ROOT";
 const SEED: &str = "ALLUXIO_TEST_READER_SEED";
 
-fn is_full() -> bool {
-    std::env::var_os("ALLUXIO_TESTS").is_some_and(|kind| kind == "full")
-}
-
 /// Not a test: the readers of the suite are this program again, with only this function and the root in the environment.
 #[test]
 fn reader_process() {
@@ -185,7 +181,7 @@ impl Report {
 
 #[test]
 fn a_cluster_goes_on_whatever_happens() {
-    if !is_full() {
+    if !tests::full() {
         return;
     }
     let _alone = machine::heavy();

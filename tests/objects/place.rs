@@ -89,7 +89,7 @@ pub fn amount(usual: u64, full: u64) -> u64 {
     if let Some(amount) = std::env::var("ALLUXIO_AMOUNT").ok().and_then(|value| value.parse().ok()) {
         return amount;
     }
-    if std::env::var("ALLUXIO_TESTS").is_ok_and(|value| value == "full") { full } else { usual }
+    if tests::full() { full } else { usual }
 }
 
 /// The seed to begin with: `ALLUXIO_SEED`, else the one given.

@@ -78,7 +78,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if std::env::var_os("ALLUXIO_TESTS").is_some_and(|kind| kind == "full") { 300 } else { 32 },
+        cases: if tests::full() { 300 } else { 32 },
         failure_persistence: None,
         max_shrink_iters: 40,
         ..ProptestConfig::default()

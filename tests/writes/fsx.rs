@@ -13,7 +13,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tests::{Mount, data::pread, mounts_work};
 
-use crate::{WAYS, full, mount, seed};
+use crate::{WAYS, mount, seed};
 
 /// The file never grows beyond this.
 const MOST: usize = 1 << 18;
@@ -257,7 +257,7 @@ fn one_file_in_every_way() {
         return;
     }
     let seed = seed();
-    let steps = if full() { 100_000 } else { 4_000 };
+    let steps = if tests::full() { 100_000 } else { 4_000 };
     for way in WAYS {
         let (source, mount) = mount(way);
         run(&mount, source.path(), "file", seed, steps);
@@ -271,7 +271,7 @@ fn several_files_at_once() {
         return;
     }
     let seed = seed();
-    let steps = if full() { 20_000 } else { 700 };
+    let steps = if tests::full() { 20_000 } else { 700 };
     let (source, mount) = mount(WAYS[0]);
     std::thread::scope(|scope| {
         for number in 0..3 {

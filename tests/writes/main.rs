@@ -25,11 +25,6 @@ fn mount(way: &str) -> (tempfile::TempDir, Mount) {
     (source, mount)
 }
 
-/// Whether the long variants are wanted.
-fn full() -> bool {
-    std::env::var("ALLUXIO_TESTS").is_ok_and(|value| value == "full")
-}
-
 /// The seed of a random test.
 fn seed() -> u64 {
     match std::env::var("ALLUXIO_TESTS_SEED") {

@@ -16,7 +16,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tests::{data::errno, mounts_work};
 
-use crate::{WAYS, full, mount, seed};
+use crate::{WAYS, mount, seed};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -244,7 +244,7 @@ fn a_tree_and_its_twin() {
         return;
     }
     let seed = seed();
-    let steps = if full() { 30_000 } else { 2_500 };
+    let steps = if tests::full() { 30_000 } else { 2_500 };
     for way in WAYS {
         let (source, mount) = mount(way);
         run(mount.path().to_owned(), source.path(), seed, steps);
@@ -272,7 +272,7 @@ fn a_crowd_in_one_tree() {
         return;
     }
     let seed = seed();
-    let steps = if full() { 40_000 } else { 2_500 };
+    let steps = if tests::full() { 40_000 } else { 2_500 };
     for way in WAYS {
         let (source, mount) = mount(way);
         std::thread::scope(|scope| {
