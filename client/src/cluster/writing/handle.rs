@@ -53,9 +53,11 @@ impl FileView {
 
 #[derive(Default)]
 struct Course {
-    /// Changed since the last flush, and since the last sync.
-    unflushed: bool,
-    unsynced: bool,
+    /// Counts the changes.
+    changes: u64,
+    /// Up to which of them the last flush that succeeded promises, and the last sync.
+    flushed: u64,
+    synced: u64,
     /// Why it is of no use any more.
     lost: Option<Error>,
 }
@@ -159,8 +161,7 @@ impl RemoteHandle {
     }
 
     fn touch(&self) {
-        let mut course = self.course.lock();
-        (course.unflushed, course.unsynced) = (true, true);
+        self.course.lock().changes += 1;
     }
 
     async fn put(&self, offset: u64, data: Bytes, append: bool) -> Result<()> {
@@ -173,23 +174,22 @@ impl RemoteHandle {
 
     /// Brings about what a flush promises, or (`sync`) a sync, which is a flush too.
     async fn settle(&self, how: Use, sync: bool) -> Result<()> {
-        let before = {
-            let mut course = self.course.lock();
-            let open = if sync { course.unsynced } else { course.unflushed };
-            if !open && (course.lost.is_some() || self.session.has_ended()) {
+        let seen = {
+            let course = self.course.lock();
+            let done = if sync { course.synced } else { course.flushed };
+            if done == course.changes && (course.lost.is_some() || self.session.has_ended()) {
                 return Ok(());
             }
-            let before = (course.unflushed, course.unsynced);
-            // What is written from here on may be missed by it.
-            course.unflushed = false;
-            course.unsynced &= !sync;
-            before
+            course.changes
         };
         let settled = self.use_it(how).await;
-        if settled.is_err() {
+        // Only then, since whoever waits for it may give up, and the next one must not take it for done.
+        if settled.is_ok() {
             let mut course = self.course.lock();
-            course.unflushed |= before.0;
-            course.unsynced |= before.1;
+            course.flushed = course.flushed.max(seen);
+            if sync {
+                course.synced = course.synced.max(seen);
+            }
         }
         settled.map(drop)
     }
