@@ -2,20 +2,21 @@
 //! as POSIX has it, rather than from a close that leaves a file behind which will never be uploaded.
 
 use super::Stage;
-use common::{Error, ErrorKind, Result, UfsPath};
+use common::{ErrorKind, Result, UfsPath};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-/// How long a refusal counts before it is asked again: rights may be granted while a mount lives.
+/// How long a refusal counts before it is asked again, since rights may be granted while a mount lives; and for how long a
+/// storage that could not say is left alone.
 const COUNTS: Duration = Duration::from_secs(10);
 
 /// What is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Permission {
     granted: AtomicBool,
-    refused: tokio::sync::Mutex<Option<(Error, Instant)>>,
+    lately: tokio::sync::Mutex<Option<(Result<()>, Instant)>>,
 }
 
 impl Stage {
@@ -25,26 +26,25 @@ impl Stage {
             return Ok(());
         }
         let key = self.check(path)?;
-        let mut refused = self.permission.refused.lock().await;
+        let mut lately = self.permission.lately.lock().await;
         if self.permission.granted.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if let Some((error, at)) = refused.as_ref()
+        if let Some((verdict, at)) = lately.as_ref()
             && at.elapsed() < COUNTS
         {
-            return Err(error.clone());
+            return verdict.clone();
         }
-        match self.objects().may_write(&key).await {
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                *refused = Some((error.clone(), Instant::now()));
-                Err(error)
-            }
+        let verdict = match self.objects().may_write(&key).await {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error),
             // Any other trouble is told by the upload.
-            _ => {
-                *refused = None;
+            Err(_) => Ok(()),
+            Ok(_) => {
                 self.permission.granted.store(true, Ordering::Relaxed);
                 Ok(())
             }
-        }
+        };
+        *lately = Some((verdict.clone(), Instant::now()));
+        verdict
     }
 }

@@ -171,7 +171,8 @@ impl Stage {
                 Record::Done => {}
             }
         }
-        let mut kept = HashSet::new();
+        // What is there of a file that lost bytes stays until its record is done with.
+        let mut kept: HashSet<String> = self.lost.lock().iter().map(|(id, _)| format!("{id}.data")).collect();
         for (id, record) in newest.into_values() {
             kept.insert(format!("{id}.data"));
             self.resume_file(id, record)?;
