@@ -47,7 +47,10 @@ impl Limit {
 
     /// Counts one less.
     pub fn give(&self) {
-        self.used.fetch_sub(1, Ordering::Relaxed);
+        // Never below none: after a takeover the kernel may end a handle again that its process had ended.
+        let less = |used: usize| used.checked_sub(1);
+        // None were open then, and nothing is to be done.
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// How many are open.

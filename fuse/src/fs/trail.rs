@@ -194,7 +194,8 @@ impl Held {
             }
             Record::Released { id, handle } => {
                 let file = self.files.remove(&handle);
-                if file.as_ref().is_none_or(|file| file.backing.is_some())
+                // All handles that pass through have the one number; another that is not known was ended before.
+                if file.as_ref().map_or(handle == PASSTHROUGH_HANDLE, |file| file.backing.is_some())
                     && let Some(passing) = self.passing.get_mut(&id)
                 {
                     passing.handles -= 1;

@@ -78,6 +78,12 @@ impl Delegate {
     }
 }
 
+/// Whether nobody answers at the other end, as opposed to the kernel's refusal of a file.
+fn ends_the_line(error: &io::Error) -> bool {
+    let gone = [libc::EPIPE, libc::ECONNRESET, libc::ENOTCONN, libc::EAGAIN];
+    error.kind() == io::ErrorKind::TimedOut || error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+}
+
 /// [`Delegate`], as one that registers.
 #[derive(Debug, Clone)]
 pub struct Through(pub Arc<Delegate>);
@@ -89,7 +95,7 @@ impl Registrar for Through {
         let Some(end) = &line.end else { return Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
         match backing::open(end.as_fd(), line.asked, file) {
             Ok(id) => Ok(self.0.known(id)),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut || error.raw_os_error() == Some(libc::EPIPE) => {
+            Err(error) if ends_the_line(&error) => {
                 tracing::warn!(
                     "files are not registered for passthrough any more, until the node plugin is back: {error}"
                 );
